@@ -1,0 +1,71 @@
+"""A network is a plain config: a dictionary rebuilds it, its weights are a safetensors file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from radgaze.errors import InputError, nearest
+from radgaze.files import atomic_path
+from radgaze.models.mt_unet import MTUNet
+
+__all__ = ["NETWORKS", "build", "load_weights", "parameters", "save_weights"]
+
+NETWORKS: dict[str, type[nn.Module]] = {MTUNet.name: MTUNet}
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """The network that ``config`` describes, with fresh weights.
+
+    Args:
+        config: ``{"name": "mt-unet", "num_classes": 3, ...}``; every other key is an argument of that network.
+
+    Raises:
+        InputError: Missing or unknown name, or a key the network does not take.
+    """
+    arguments = dict(config)
+    name = arguments.pop("name", None)
+    if name not in NETWORKS:
+        raise InputError(f"There is no network {name!r}: {nearest(str(name), NETWORKS)}")
+    known = set(inspect.signature(NETWORKS[name]).parameters)
+    for key in arguments:
+        if key not in known:
+            raise InputError(f"The network {name!r} takes no setting {key!r}: {nearest(key, known)}")
+    return NETWORKS[name](**arguments)
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write all parameters and buffers as safetensors, whole or not at all."""
+    with atomic_path(path) as partial:
+        save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, partial)
+
+
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Fill ``model`` with the weights in ``path`` and return it; names and shapes must match exactly.
+
+    Raises:
+        InputError: The file is missing, damaged, or belongs to another network.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no weights file {str(path)!r}; train the run first or give another run.")
+    try:
+        model.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise InputError(f"The weights file {str(path)!r} is damaged ({error}); restore it or train again.") from error
+    except RuntimeError as error:
+        raise InputError(
+            f"The weights in {str(path)!r} do not fit the network they are loaded into; "
+            f"keep a run's files together ({str(error).splitlines()[-1].strip()})."
+        ) from error
+    return model
