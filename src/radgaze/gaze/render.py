@@ -1,0 +1,447 @@
+"""Rendering: gaze points to an attention map on any grid, by one matrix product.
+
+    S(v, u) = Σ_n w_n · N(u; x_n, σ_x) · N(v; y_n, σ_y)   =   K_y · diag(w) · K_xᵀ
+
+The Gaussian is separable, so a map of (h, w) pixels is the product of K_y (h, N) and K_x (N, w), each a table of one-dimensional Gaussians:
+exact at every resolution, on any device, differentiable in the points and the weights, and no full-resolution image is ever made.
+
+Sources: the `mt-unet` map of Zhu et al., arXiv 2202.07118 (a 501-tap OpenCV blur of the count image, border reflect-101, then padded and
+strided); the `gg-cam` maps of Zhu et al., arXiv 2202.07107 (201, 501 and 801 taps); the fixation heat maps of the EGD-CXR data set
+(σ = 150 px); and those of REFLACX (Bigolin Lanfredi et al., Scientific Data 2022: 1° of visual angle, duration-weighted, clipped to what
+was on screen).
+
+Deviations and choices:
+- A point may lie between pixels, where OpenCV has no answer. The Gaussian is then evaluated at the exact distance, to the point and to its
+  mirror images at ±p + 2(L-1)m. OpenCV's reflect-101 does not repeat the border pixel, so the mirrored family fades out over the last
+  pixel: its weight is clip(min(p, L-1-p), 0, 1). At whole pixels this is OpenCV's result.
+- Taps beyond the kernel's radius are zero, and a truncated kernel is divided by the sum of its whole-pixel taps, as OpenCV divides.
+- The blurred map is padded with zeros: grid pixels outside the image are zero.
+- `reflacx` keeps fixations just outside the image, whose Gaussians reach into it, as that data set's own code does. The other presets
+  drop points outside the image, because EGD-CXR marks lost gaze with negative coordinates that are no position.
+- A map without range (empty, all outside, constant) is zero everywhere, whatever the scale.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from radgaze.errors import InputError, nearest
+from radgaze.gaze.grid import Grid
+from radgaze.gaze.points import Gaze
+
+__all__ = ["PRESETS", "Edge", "Preset", "Scale", "Weights", "render", "render_batch"]
+
+Edge = Literal["reflect", "none", "shown"]
+Weights = Literal["ones", "duration"]
+Scale = Literal["min-max", "max", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How one paper or data set draws its attention map.
+
+    Attributes:
+        sigma: (σ_x, σ_y) in source pixels, or None for 1° of visual angle per point and axis (``Gaze.px_per_degree``).
+        truncate: (x, y) radius in pixels beyond which a tap is zero; ``math.inf`` for none.
+        edge: "reflect" folds the Gaussian back at the image's edge (OpenCV's reflect-101), "none" lets it run out, "shown" also clips it to
+            the rectangle that was on screen.
+        weights: "ones", or "duration" in seconds.
+        scale: "min-max" to [0, 1], "max" divides by the maximum, "sum" makes the map sum to 1, "none" leaves the sum of densities.
+        outside: points outside the image are drawn too.
+    """
+
+    sigma: tuple[float, float] | None
+    truncate: tuple[float, float]
+    edge: Edge
+    weights: Weights
+    scale: Scale
+    outside: bool = False
+
+
+def _opencv_blur(ksize: int, scale: Scale) -> Preset:
+    radius = (ksize - 1) / 2
+    sigma = 0.3 * (radius - 1) + 0.8
+    return Preset((sigma, sigma), (radius, radius), "reflect", "ones", scale)
+
+
+_UNBOUNDED = (math.inf, math.inf)
+
+PRESETS: dict[str, Preset] = {
+    "mt-unet": _opencv_blur(501, "min-max"),
+    "gg-cam": _opencv_blur(501, "max"),
+    "gg-cam-201": _opencv_blur(201, "max"),
+    "gg-cam-501": _opencv_blur(501, "max"),
+    "gg-cam-801": _opencv_blur(801, "max"),
+    "egd-official": Preset((150.0, 150.0), _UNBOUNDED, "none", "ones", "min-max"),
+    "reflacx": Preset(None, _UNBOUNDED, "shown", "duration", "sum", outside=True),
+}
+
+
+def render(
+    gaze: Gaze,
+    source_size: tuple[int, int],
+    *,
+    preset: str = "mt-unet",
+    stride: int | None = None,
+    size: tuple[int, int] | None = None,
+    grid: Grid | None = None,
+    canvas: tuple[int, int] | None = None,
+    sigma: float | tuple[float, float] | None = None,
+    truncate: float | None = None,
+    edge: Edge | None = None,
+    weights: Weights | Tensor | None = None,
+    scale: Scale | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The attention map of one study, (h, w), on the gaze's device; gradients flow to ``gaze.x``, ``gaze.y`` and ``weights``.
+
+    Args:
+        gaze: points in source pixels; invalid points, and with most presets points outside the image, are left out.
+        source_size: (H, W) of the source image in pixels.
+        preset: a name in :data:`PRESETS`; each argument from ``sigma`` to ``scale`` replaces that part of it.
+        stride: every ``stride``-th pixel of the image or of ``canvas`` (the default: every pixel).
+        size: (h, w) equal cells covering the image or ``canvas``.
+        grid: the map's pixels, exactly; excludes ``stride``, ``size`` and ``canvas``.
+        canvas: (H, W) the image is centred on before sampling.
+        sigma: standard deviation in source pixels, one or (σ_x, σ_y). A truncating preset keeps OpenCV's relation of radius to σ.
+        truncate: radius in source pixels beyond which the Gaussian is zero; ``math.inf`` for none.
+        edge, weights, scale: see :class:`Preset`; ``weights`` may be a tensor (N,) of numbers >= 0, one per point of ``gaze``.
+        dtype: float32, or float64 to compute in double precision.
+
+    Returns:
+        (h, w) tensor: in [0, 1] for "min-max" and "max", summing to 1 for "sum". All zero when no valid point lies on the image or the
+        map is constant; never NaN.
+
+    Raises:
+        InputError: unknown preset or option, more than one of ``stride``, ``size`` and ``grid``, or fields the preset needs are missing.
+    """
+    if sum(choice is not None for choice in (stride, size, grid)) > 1 or (grid is not None and canvas is not None):
+        raise InputError("more than one of stride, size and grid (or grid and canvas) was given; give one of them")
+    if grid is None:
+        if size is None:
+            grid = Grid.strided(source_size, 1 if stride is None else stride, canvas)
+        else:
+            grid = Grid.area(source_size, size) if canvas is None else Grid.canvas(source_size, canvas, size)
+    settings, drawn = _settle(preset, sigma, truncate, edge, weights, scale)
+    density, any_inside = _density(gaze, source_size, grid, settings, drawn, dtype)
+    return _scaled(density[None], any_inside[None], settings.scale)[0][0]
+
+
+def render_batch(
+    gazes: Sequence[Gaze],
+    source_sizes: Sequence[tuple[int, int]],
+    grids: Sequence[Grid],
+    *,
+    preset: str = "mt-unet",
+    sigma: float | tuple[float, float] | None = None,
+    truncate: float | None = None,
+    edge: Edge | None = None,
+    weights: Weights | Sequence[Tensor] | None = None,
+    scale: Scale | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """The attention maps of B studies of any lengths, image sizes and grids of one shape.
+
+    Args: as :func:`render`, one entry per study; ``weights`` may be one tensor per study.
+
+    Returns:
+        maps: (B, h, w), as :func:`render` gives each.
+        has_map: (B,) bool, false where no valid point lies on the image or the map is constant; that map is zero.
+
+    Raises:
+        InputError: as :func:`render`; also sequences of different lengths, an empty batch, or grids of different shapes.
+    """
+    if not (len(gazes) == len(source_sizes) == len(grids)) or len(gazes) == 0:
+        raise InputError(
+            f"batch of {len(gazes)} gazes, {len(source_sizes)} source sizes and {len(grids)} grids; give one of each per study, at least one"
+        )
+    if len({grid.size for grid in grids}) > 1:
+        raise InputError(
+            f"grids of shapes {sorted({grid.size for grid in grids})} cannot be stacked; give grids of one (h, w)"
+        )
+    tensors = [None] * len(gazes) if weights is None or isinstance(weights, str) else list(weights)
+    if len(tensors) != len(gazes):
+        raise InputError(f"{len(tensors)} weight tensors for {len(gazes)} gazes; give one per study")
+    settings, _ = _settle(preset, sigma, truncate, edge, weights if isinstance(weights, str) else None, scale)
+    drawn = [
+        _density(gaze, source_size, grid, settings, tensor, dtype)
+        for gaze, source_size, grid, tensor in zip(gazes, source_sizes, grids, tensors, strict=True)
+    ]
+    densities, any_inside = zip(*drawn, strict=True)
+    return _scaled(torch.stack(densities), torch.stack(any_inside), settings.scale)
+
+
+def _settle(
+    preset: str,
+    sigma: float | tuple[float, float] | None,
+    truncate: float | None,
+    edge: Edge | None,
+    weights: Weights | Tensor | None,
+    scale: Scale | None,
+) -> tuple[Preset, Tensor | None]:
+    """The preset with the caller's changes, and explicit weights if there are any."""
+    if preset not in PRESETS:
+        raise InputError(f"unknown gaze preset {preset!r}: {nearest(preset, PRESETS)}")
+    settings = PRESETS[preset]
+    if sigma is not None:
+        pair = (float(sigma), float(sigma)) if isinstance(sigma, (int, float)) else (float(sigma[0]), float(sigma[1]))
+        if not all(0 < value < math.inf for value in pair):
+            raise InputError(
+                f"sigma {sigma} px is not a positive number; give one, or (sigma_x, sigma_y), in source pixels"
+            )
+        settings = replace(settings, sigma=pair)
+        if settings.truncate != _UNBOUNDED:
+            # OpenCV's rule backwards: σ = 0.3·(radius - 1) + 0.8.
+            settings = replace(settings, truncate=(_opencv_radius(pair[0]), _opencv_radius(pair[1])))
+    if truncate is not None:
+        if not truncate >= 0:
+            raise InputError(f"truncate {truncate} px is not a radius; give a number >= 0, or math.inf for none")
+        settings = replace(settings, truncate=(float(truncate), float(truncate)))
+    for name, value, known in (
+        ("edge", edge, get_args(Edge)),
+        ("weights", weights if isinstance(weights, str) else None, get_args(Weights)),
+        ("scale", scale, get_args(Scale)),
+    ):
+        if value is not None:
+            if value not in known:
+                raise InputError(f"unknown gaze {name} {value!r}: {nearest(value, known)}")
+            settings = replace(settings, **{name: value})
+    return settings, weights if isinstance(weights, Tensor) else None
+
+
+def _opencv_radius(sigma: float) -> float:
+    return float(max(round((sigma - 0.5) / 0.3), 1))
+
+
+def _density(
+    gaze: Gaze,
+    source_size: tuple[int, int],
+    grid: Grid,
+    settings: Preset,
+    weights: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Unscaled map (h, w), and whether any valid point lies on the image (a bool tensor)."""
+    inside = gaze.inside(source_size)
+    chosen = (gaze.usable if settings.outside else inside).nonzero().squeeze(1)
+    weights = _weights(gaze, settings, weights)
+    x, y = gaze.x[chosen], gaze.y[chosen]
+    if weights is not None:
+        weights = weights[chosen].to(dtype)
+    if settings.sigma is None or settings.edge == "shown":
+        k_y, k_x = _kernels_per_point(gaze, chosen, source_size, grid, settings, dtype)
+    else:
+        axis_y = _Axis(
+            source_size[0], grid.height, grid.y0, grid.dy, settings.sigma[1], settings.truncate[1], settings.edge
+        )
+        axis_x = _Axis(
+            source_size[1], grid.width, grid.x0, grid.dx, settings.sigma[0], settings.truncate[0], settings.edge
+        )
+        k_y, k_x = _rows(axis_y, y, dtype), _rows(axis_x, x, dtype)
+    if weights is not None:
+        k_x = k_x * weights[:, None]
+    return k_y.T @ k_x, inside.any()
+
+
+def _weights(gaze: Gaze, settings: Preset, weights: Tensor | None) -> Tensor | None:
+    """(N,) weight of every point, or None for ones."""
+    if weights is None:
+        if settings.weights == "ones":
+            return None
+        if gaze.duration is None:
+            raise InputError(
+                "gaze has no duration but the map is weighted by it; give durations in seconds, or weights='ones'"
+            )
+        weights = gaze.duration
+    elif weights.shape != (len(gaze),):
+        raise InputError(
+            f"weights of shape {tuple(weights.shape)} for {len(gaze)} gaze points; give one weight per point"
+        )
+    if not bool((weights.detach()[gaze.usable] >= 0).all()):
+        raise InputError("gaze weights contain NaN or negative numbers; give finite weights (or durations) >= 0")
+    return weights
+
+
+def _kernels_per_point(
+    gaze: Gaze, chosen: Tensor, source_size: tuple[int, int], grid: Grid, settings: Preset, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """K_y and K_x where every point has its own spread or its own rectangle."""
+    if settings.sigma is None:
+        if gaze.px_per_degree is None:
+            raise InputError(
+                "gaze has no px_per_degree but sigma is 1 degree of visual angle; give px_per_degree, or sigma in pixels"
+            )
+        spreads = gaze.px_per_degree[chosen]
+        if not bool((spreads > 0).all()):
+            raise InputError(
+                "gaze px_per_degree contains NaN or numbers <= 0; give positive pixels per degree, or mark the point invalid"
+            )
+    else:
+        spreads = torch.tensor([settings.sigma], dtype=gaze.x.dtype, device=gaze.device).expand(len(chosen), 2)
+    kernels = []
+    for axis, points in ((1, gaze.y), (0, gaze.x)):
+        length, count, start, step = (
+            (source_size[1], grid.width, grid.x0, grid.dx)
+            if axis == 0
+            else (source_size[0], grid.height, grid.y0, grid.dy)
+        )
+        line = _Axis(length, count, start, step, 1.0, settings.truncate[axis], "none")
+        kernel = line.evaluate(points[chosen], dtype, spreads[:, axis])
+        if settings.edge == "shown" and gaze.shown is not None:
+            # Half-open pixel rectangle: its area starts half a pixel before xmin and ends half a pixel before xmax.
+            low, high = gaze.shown[chosen, axis] - 0.5, gaze.shown[chosen, axis + 2] - 0.5
+            positions = line.positions(points)
+            kernel = kernel.masked_fill((positions < low[:, None]) | (positions >= high[:, None]), 0.0)
+        kernels.append(kernel)
+    return kernels[0], kernels[1]
+
+
+def _scaled(density: Tensor, any_inside: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
+    """Maps (B, h, w) scaled, zero where there is no map, and (B,) whether there is one."""
+    low, high = density.amin(dim=(1, 2), keepdim=True), density.amax(dim=(1, 2), keepdim=True)
+    # A constant map differs from itself by rounding alone, which min-max scaling would blow up to full contrast.
+    spread = high - low
+    has_map = any_inside[:, None, None] & (spread > 16 * torch.finfo(density.dtype).eps * high)
+    if scale == "min-max":
+        divisor = spread
+        density = density - low
+    elif scale == "max":
+        divisor = high
+    elif scale == "sum":
+        divisor = density.sum(dim=(1, 2), keepdim=True)
+    else:
+        divisor = torch.ones_like(high)
+    factor = torch.where(has_map, 1.0, 0.0) / torch.where(has_map, divisor, 1.0)
+    return density * factor, has_map[:, 0, 0]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of a rendering: where its map pixels sit in the image, and the Gaussian drawn along it. Hashable, so it keys the cache."""
+
+    length: int
+    count: int
+    start: float
+    step: float
+    sigma: float
+    radius: float
+    edge: Edge
+
+    def positions(self, like: Tensor) -> Tensor:
+        """(count,) source coordinate of every map pixel, in ``like``'s dtype and device."""
+        return torch.arange(self.count, dtype=like.dtype, device=like.device) * self.step + self.start
+
+    def evaluate(self, points: Tensor, dtype: torch.dtype, sigma: Tensor | None = None) -> Tensor:
+        """(N, count): the Gaussian of every point at every map pixel, zero at pixels outside the image.
+
+        ``sigma`` (N,) gives every point its own spread; such Gaussians are not reflected.
+        """
+        positions = self.positions(points)
+        on_image = (positions >= -0.5) & (positions <= self.length - 0.5)
+        if self.edge == "reflect" and self.length == 1:
+            # Every tap of the kernel falls on the only pixel, and they sum to one.
+            return on_image.to(dtype).expand(len(points), -1) + 0 * points[:, None].to(dtype)
+        # A weight of zero as a logarithm: outside pixels cost no pass of their own, and exp(-inf) has a zero gradient.
+        log_weight = torch.where(on_image, 0.0, -math.inf).to(dtype)
+        if sigma is None:
+            log_weight = log_weight + math.log(self._peak())
+        else:
+            log_weight = log_weight - (sigma * math.sqrt(2 * math.pi)).log().to(dtype)[:, None]
+        kernel = self._taps(positions, points, log_weight, dtype, sigma)
+        if self.edge != "reflect":
+            return kernel
+        for sign, shift in self._mirror_images():
+            images = sign * points + shift
+            reach = self._reach()
+            near = ((images >= -0.5 - reach) & (images <= self.length - 0.5 + reach)).detach().nonzero().squeeze(1)
+            if len(near) == 0:
+                continue
+            taps = self._taps(positions, images[near], log_weight, dtype, None)
+            if sign < 0:
+                p = points[near]
+                taps = taps * torch.minimum(p, self.length - 1 - p).clamp(0, 1).to(dtype)[:, None]
+            kernel = kernel.index_add(0, near, taps)
+        return kernel
+
+    def _taps(
+        self, positions: Tensor, points: Tensor, log_weight: Tensor, dtype: torch.dtype, sigma: Tensor | None
+    ) -> Tensor:
+        # Distances in the points' own precision: at 3,000 px float32 would already cost 1e-4 of a pixel.
+        distance = (positions - points[:, None]).to(dtype)
+        if sigma is not None:
+            z = distance / sigma.to(dtype)[:, None]
+            taps = torch.exp(torch.addcmul(log_weight, z, z, value=-0.5))
+        else:
+            taps = torch.exp(torch.addcmul(log_weight, distance, distance, value=-0.5 / self.sigma**2))
+        if self.radius == math.inf:
+            return taps
+        return taps.masked_fill(distance.detach().abs() > self.radius, 0.0)
+
+    def _reach(self) -> float:
+        """Distance beyond which a tap is zero: by truncation, or in double precision beside its neighbours (exp(-9²/2) = 3e-18)."""
+        return min(self.radius, 9 * self.sigma)
+
+    def _mirror_images(self) -> list[tuple[int, float]]:
+        """(sign, shift) of the images sign·p + shift that reflect-101 makes of a point, the point itself apart, if they can matter."""
+        period = 2 * (self.length - 1)
+        turns = math.ceil((self.length + self._reach()) / period)
+        return [(sign, float(period * m)) for m in range(-turns, turns + 1) for sign in (1, -1) if (sign, m) != (1, 0)]
+
+    def _peak(self) -> float:
+        """Height of the kernel: OpenCV divides its whole-pixel taps by their sum; an untruncated Gaussian is a density."""
+        if self.radius == math.inf:
+            return 1 / (self.sigma * math.sqrt(2 * math.pi))
+        taps = (math.exp(-0.5 * (k / self.sigma) ** 2) for k in range(1, math.floor(self.radius) + 1))
+        return 1 / (1 + 2 * math.fsum(taps))
+
+
+def _rows(axis: _Axis, points: Tensor, dtype: torch.dtype) -> Tensor:
+    """K (N, count) of points along an axis: rows of a cached table for whole pixels, evaluated anew for anything finer."""
+    if points.requires_grad and torch.is_grad_enabled():
+        return axis.evaluate(points, dtype)
+    index = points.detach().to(torch.int64)
+    if bool((index != points).any()) or not _TABLES.worth(axis, dtype):
+        return axis.evaluate(points, dtype)
+    return _TABLES.get(axis, dtype, points.device).index_select(0, index)
+
+
+class _TableCache:
+    """The Gaussians of every whole pixel of an axis, (length, count), least recently used thrown away beyond ``budget`` bytes."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._tables: OrderedDict[tuple[_Axis, torch.dtype, torch.device], Tensor] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def worth(self, axis: _Axis, dtype: torch.dtype) -> bool:
+        """Whether the table leaves room for others."""
+        return axis.length * axis.count * dtype.itemsize <= self.budget // 4
+
+    def get(self, axis: _Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+        key = (axis, dtype, device)
+        with self._lock:
+            if key in self._tables:
+                self._tables.move_to_end(key)
+                return self._tables[key]
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        table = axis.evaluate(torch.arange(axis.length, dtype=wide, device=device), wide).to(dtype)
+        with self._lock:
+            if key not in self._tables:
+                self._tables[key] = table
+                self._bytes += table.nbytes
+            while self._bytes > self.budget:
+                self._bytes -= self._tables.popitem(last=False)[1].nbytes
+        return table
+
+
+# A 640x512 map of a 3056x2544 image takes 13 MB of tables, a 48x40 one 1 MB.
+_TABLES = _TableCache(budget=256 * 2**20)
