@@ -1,0 +1,328 @@
+"""Pixels of a source image: read as the format says, then averaged onto a grid.
+
+Resampling is the exact area average. A grid pixel at row y covers the source rows [y − dy/2, y + dy/2]; with the overlaps
+W_y[i, r] = |cell i ∩ source pixel r| / dy the whole image is two sparse products, W_y · X · W_xᵀ. A grid finer than the
+source averages over one source pixel instead, which is linear interpolation.
+
+Axis order is (row, column) throughout. Of a DICOM header only what decodes the pixels is used; nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import scipy.sparse
+from PIL import Image, UnidentifiedImageError
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+
+from radgaze.errors import InputError
+
+if TYPE_CHECKING:
+    from radgaze.gaze import Grid
+
+__all__ = [
+    "MAX_PIXELS",
+    "UNKNOWN",
+    "ImageInfo",
+    "image_size",
+    "read_image",
+    "read_mask",
+    "resample",
+    "resample_mask",
+    "unite_masks",
+]
+
+MAX_PIXELS = 150_000_000  # a large radiograph has 25 million; more than this is a damaged or hostile header
+UNKNOWN = 255
+
+Pixels = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """How an image was stored: file format, stored bits per sample, and the DICOM photometric interpretation."""
+
+    format: str
+    bits: int
+    photometric: str
+
+
+def read_image(path: Path) -> tuple[Pixels, ImageInfo]:
+    """Read a PNG, JPEG, TIFF or DICOM image as brightness: larger is brighter, black is 0 or above.
+
+    Colour becomes luminance (ITU-R 601), transparency is dropped. DICOM: modality LUT or rescale, then VOI LUT or window (the first
+    of each), then MONOCHROME1 is inverted (the maximum minus the value); bits stored, sign and compressed transfer syntaxes
+    are honoured. Where values are negative the minimum is subtracted.
+
+    Returns:
+        (H, W) array, uint16 where the values are whole numbers that fit, else float32; and how it was stored.
+
+    Raises:
+        InputError: the file is missing, damaged, of another kind, has several frames, no pixels, or absurdly many.
+    """
+    try:
+        if _is_dicom(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # pydicom remarks on every odd header value; decoding errors still raise
+                values, info = _read_dicom(path)
+        else:
+            values, info = _read_picture(path)
+    except FileNotFoundError:
+        raise InputError(
+            f"Image {str(path)!r} does not exist; check the path in the table and the image folder."
+        ) from None
+    except IsADirectoryError:
+        raise InputError(f"Image {str(path)!r} is a folder; expected a PNG, JPEG, TIFF or DICOM file.") from None
+    except PermissionError:
+        raise InputError(f"Image {str(path)!r} may not be read by this user; change its permissions.") from None
+    return _as_brightness(values, path), info
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) of an image from its header, without decoding pixels.
+
+    Raises:
+        InputError: as :func:`read_image`, as far as the header tells.
+    """
+    if not path.is_file():
+        raise InputError(f"Image {str(path)!r} does not exist; check the path in the table and the image folder.")
+    if _is_dicom(path):
+        header = _open_dicom(path, stop_before_pixels=True)
+        return _checked_size(header.get("Rows") or 0, header.get("Columns") or 0, path)
+    with _open_picture(path) as picture:
+        return _checked_size(picture.height, picture.width, path)
+
+
+def read_mask(path: Path) -> npt.NDArray[np.uint8]:
+    """Read a mask image: (H, W) uint8 with 0 outside, 1 inside, 255 unknown.
+
+    A mask whose maximum is 1 is binary. Otherwise values in the upper half of the range are inside, 0 is outside, and what lies
+    between (127 by habit) is unknown. A JPEG is cut at half its range: its compression blurs the three values.
+
+    Raises:
+        InputError: as :func:`read_image`; or the values are small numbers that look like labels.
+    """
+    values, info = read_image(path)
+    largest = int(values.max())
+    if largest <= 1:
+        return values.astype(np.uint8)
+    half = 2 ** (info.bits - 1)
+    if largest < half - 1:
+        raise InputError(
+            f"Mask {str(path)!r} has values up to {largest}; expected 0 and 1, or 0 (outside), {half - 1} (unknown) and "
+            f"{2 * half - 1} (inside), one file for each structure."
+        )
+    inside = (values >= half).astype(np.uint8)
+    if info.format != "JPEG":
+        inside[(values > 0) & (values < half)] = UNKNOWN
+    return inside
+
+
+def unite_masks(masks: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """Union of masks (H, W) of one size: inside where any is, unknown where none is and any is unknown.
+
+    Raises:
+        InputError: the sizes differ.
+    """
+    sizes = {mask.shape for mask in masks}
+    if len(sizes) > 1:
+        raise InputError(f"Masks to unite have the sizes {sorted(sizes)}; expected one size, that of their image.")
+    stack = np.stack(masks)
+    inside = (stack == 1).any(axis=0)
+    return np.where(inside, 1, np.where((stack == UNKNOWN).any(axis=0), UNKNOWN, 0)).astype(np.uint8)
+
+
+def resample(image: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.uint16]:
+    """Average an image (H, W) onto ``grid``: (h, w) uint16, the brightest pixel 65535, zero outside the image.
+
+    Dividing by the maximum therefore gives [0, 1] whatever the source's range was.
+    """
+    averaged = _area_average(image, grid)
+    largest = averaged.max()
+    if largest <= 0:
+        return np.zeros(averaged.shape, np.uint16)
+    return np.rint(averaged * (np.float32(65535) / largest)).astype(np.uint16)
+
+
+def resample_mask(mask: npt.NDArray[np.uint8], grid: Grid) -> npt.NDArray[np.uint8]:
+    """A mask (H, W) of 0, 1 and 255 onto ``grid``: 1 where at least half the cell is inside.
+
+    A cell is unknown (255) where that depends on its unknown part. Outside the image is outside the mask.
+    """
+    tolerance = 1e-5  # the averages are float32: a cell that is half inside must count as such
+    inside = _area_average(mask == 1, grid)
+    sampled = (inside >= 0.5 - tolerance).astype(np.uint8)
+    unknown = mask == UNKNOWN
+    if unknown.any():
+        possible = inside + _area_average(unknown, grid) >= 0.5 - tolerance
+        sampled[possible & (sampled == 0)] = UNKNOWN
+    return sampled
+
+
+def _area_average(image: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.float32]:
+    rows = _overlaps(image.shape[0], grid.height, grid.y0, grid.dy)
+    columns = _overlaps(image.shape[1], grid.width, grid.x0, grid.dx)
+    shrunk = rows @ np.ascontiguousarray(image, dtype=np.float32)
+    return np.asarray((columns @ np.ascontiguousarray(shrunk.T)).T)
+
+
+def _overlaps(source: int, count: int, start: float, step: float) -> scipy.sparse.csr_array:
+    """(count, source) weights: which share of each cell every source pixel covers, along one axis."""
+    centres = start + step * np.arange(count, dtype=np.float64)
+    half = max(step, 1.0) / 2
+    if step < 1:  # interpolation: the window of a cell at the rim is kept inside the image
+        inside = (centres >= -0.5) & (centres <= source - 0.5)
+        centres = np.where(inside, np.clip(centres, 0, source - 1), -2 - half)
+    lower, upper = centres - half, centres + half
+    first = np.floor(lower + 0.5).astype(np.int64)
+    pixels = first[:, None] + np.arange(int(np.ceil(2 * half)) + 1)
+    shared = np.minimum(upper[:, None], pixels + 0.5) - np.maximum(lower[:, None], pixels - 0.5)
+    kept = (shared > 1e-9) & (pixels >= 0) & (pixels < source)
+    cells = np.broadcast_to(np.arange(count)[:, None], pixels.shape)
+    weights = (shared[kept] / (2 * half)).astype(np.float32)
+    return scipy.sparse.csr_array((weights, (cells[kept], pixels[kept])), shape=(count, source))
+
+
+def _as_brightness(values: npt.NDArray[Any], path: Path) -> Pixels:
+    if not np.issubdtype(values.dtype, np.integer):
+        if not np.isfinite(values).all():
+            raise InputError(f"Image {str(path)!r} has pixels that are not finite; expected numbers, export it again.")
+        values = values.astype(np.float32)
+    lowest = values.min()
+    if lowest < 0:
+        values = (values if values.dtype == np.float32 else values.astype(np.int64)) - lowest
+    if np.issubdtype(values.dtype, np.integer) and values.max() <= 65535:
+        return values.astype(np.uint16)
+    return values.astype(np.float32)
+
+
+def _checked_size(height: int, width: int, path: Path) -> tuple[int, int]:
+    if height < 1 or width < 1:
+        raise InputError(f"Image {str(path)!r} has no rows or columns; expected an image, check what the file is.")
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"Image {str(path)!r} claims {height}x{width} pixels (height x width); expected at most {MAX_PIXELS:,} in all, "
+            f"so the file is damaged or is no radiograph: leave it out."
+        )
+    return height, width
+
+
+# ---- PNG, JPEG, TIFF
+
+
+def _open_picture(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
+        try:
+            return Image.open(path, formats=("PNG", "JPEG", "TIFF"))
+        except UnidentifiedImageError:
+            raise InputError(
+                f"Image {str(path)!r} is no PNG, JPEG, TIFF or DICOM file; convert it to one of these."
+            ) from None
+        except Image.DecompressionBombError:
+            raise InputError(
+                f"Image {str(path)!r} claims more than {MAX_PIXELS:,} pixels, so the file is damaged or is no "
+                f"radiograph: leave it out."
+            ) from None
+
+
+def _read_picture(path: Path) -> tuple[npt.NDArray[Any], ImageInfo]:
+    with _open_picture(path) as picture:
+        _checked_size(picture.height, picture.width, path)
+        frames = getattr(picture, "n_frames", 1)
+        if frames > 1:
+            raise InputError(
+                f"Image {str(path)!r} has {frames} frames; expected one radiograph, export the frame to use."
+            )
+        name = picture.format or ""
+        try:
+            if picture.mode.startswith("I;16"):
+                return np.asarray(picture, dtype=np.uint16), ImageInfo(name, 16, "")
+            if picture.mode in ("I", "F"):
+                # Older Pillow opens 16-bit PNG as "I"; 32-bit TIFF is "I" or "F".
+                return np.asarray(picture), ImageInfo(name, 16 if name == "PNG" else 32, "")
+            return np.asarray(picture.convert("RGB").convert("L") if picture.mode != "L" else picture), ImageInfo(
+                name, 8, ""
+            )
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise InputError(f"Image {str(path)!r} is damaged ({error}); fetch or export it again.") from error
+
+
+# ---- DICOM
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(132)
+    return start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+
+
+def _open_dicom(path: Path, **options: Any) -> pydicom.Dataset:
+    try:
+        return pydicom.dcmread(path, **options)
+    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+        raise InputError(
+            f"Image {str(path)!r} is no readable DICOM file ({error}); fetch or export it again."
+        ) from error
+
+
+def _read_dicom(path: Path) -> tuple[npt.NDArray[Any], ImageInfo]:
+    dataset = _open_dicom(path)
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise InputError(
+            f"DICOM {str(path)!r} has no pixel data; expected a radiograph, fetch the full object (this one is a header only)."
+        )
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise InputError(f"DICOM {str(path)!r} has {frames} frames; expected one radiograph, export the frame to use.")
+    _checked_size(dataset.get("Rows") or 0, dataset.get("Columns") or 0, path)
+    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+    info = ImageInfo("DICOM", int(dataset.get("BitsStored") or 0), photometric)
+    try:
+        stored = dataset.pixel_array  # pydicom masks unused bits, extends the sign, and turns YBR into RGB
+        if photometric == "PALETTE COLOR":
+            stored = apply_color_lut(stored, dataset)
+        if stored.ndim == 3:
+            return _luminance(stored), info
+        for empty in ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"):
+            if empty in dataset and dataset[empty].VM == 0:  # some devices write the element without a value
+                del dataset[empty]
+        shown = _through_luts(stored, dataset)
+    except Exception as error:  # the decoders raise many kinds for damaged data; all mean this file cannot be used
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"DICOM {str(path)!r} cannot be decoded ({type(error).__name__}: {reason[0] if reason else ''}); "
+            f"fetch it again, or convert it to uncompressed DICOM or PNG."
+        ) from error
+    return (shown.max() - shown if photometric == "MONOCHROME1" else shown), info
+
+
+def _through_luts(stored: npt.NDArray[Any], dataset: pydicom.Dataset) -> npt.NDArray[Any]:
+    """Modality LUT or rescale, then VOI LUT or window.
+
+    Both act on single values, so they are worked out once for every value that occurs in the image's range, not per pixel.
+    """
+    if not np.issubdtype(stored.dtype, np.integer) or stored.dtype.itemsize > 2:
+        return np.asarray(apply_voi_lut(apply_modality_lut(stored, dataset), dataset))
+    lowest, highest = int(stored.min()), int(stored.max())
+    values = np.arange(lowest, highest + 1).astype(stored.dtype)
+    table = np.asarray(apply_voi_lut(apply_modality_lut(values, dataset), dataset))
+    if np.issubdtype(table.dtype, np.floating):
+        whole = np.rint(table)
+        table = whole.astype(np.int64) if np.array_equal(whole, table) else table.astype(np.float32)
+    return table[stored.astype(np.int64) - lowest] if lowest else table[stored]
+
+
+def _luminance(colour: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """ITU-R 601 luminance of (H, W, 3); a grey image in colour stays bit-exact."""
+    red, green, blue = (colour[..., channel].astype(np.int64) for channel in range(3))
+    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16

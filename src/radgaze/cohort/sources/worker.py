@@ -1,0 +1,85 @@
+"""The pixel worker: reads an image, resamples it and its masks, writes its row into the memory-mapped arrays.
+
+The import engine runs this file as a child process (``python -m radgaze.cohort.sources.worker FOLDER``) and talks to it in
+lines of JSON. A plain child process rather than a pool of forks: it starts without torch, needs no guard around the caller's
+script, pickles nothing, and a decoder that crashes on a damaged file takes down one study instead of the import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from radgaze.cohort.pixels import read_image, read_mask, resample, resample_mask, unite_masks
+from radgaze.errors import InputError
+
+__all__ = ["IMAGES", "MASKS", "PixelWorker", "row_checksum"]
+
+IMAGES, MASKS = "images.npy", "masks.npy"
+
+
+class PixelWorker:
+    """Reads one image at a time and places it in the arrays of ``folder``.
+
+    Reading and placing are two steps because the grid follows from the size of the image that was read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.images = np.load(folder / IMAGES, mmap_mode="r+", allow_pickle=False)
+        masks = folder / MASKS
+        self.masks = np.load(masks, mmap_mode="r+", allow_pickle=False) if masks.exists() else None
+
+    def read(self, image: str, masks: list[list[str]]) -> dict[str, Any]:
+        """Read the image and its masks (a list of files for each structure, empty where there is none)."""
+        self._pixels, _ = read_image(Path(image))
+        self._inside = [unite_masks([read_mask(Path(path)) for path in paths]) if paths else None for paths in masks]
+        for paths, inside in zip(masks, self._inside, strict=True):
+            if inside is not None and inside.shape != self._pixels.shape:
+                raise InputError(
+                    f"Mask {paths[0]!r} is {inside.shape[0]}x{inside.shape[1]} pixels (height x width) but its image "
+                    f"{image!r} is {self._pixels.shape[0]}x{self._pixels.shape[1]}; a mask must have its image's size."
+                )
+        return {"size": list(self._pixels.shape)}
+
+    def place(self, row: int, grid: dict[str, Any]) -> dict[str, Any]:
+        """Resample what was read last onto ``grid`` and write it to ``row``."""
+        cells: Any = SimpleNamespace(**grid)
+        self.images[row] = resample(self._pixels, cells)
+        if self.masks is not None:
+            for structure, inside in enumerate(self._inside):
+                self.masks[row, structure] = 255 if inside is None else resample_mask(inside, cells)
+        return {"checksum": row_checksum(self.images, self.masks, row)}
+
+
+def row_checksum(images: np.ndarray, masks: np.ndarray | None, row: int) -> int:
+    """CRC-32 of a row, by which a resumed import knows that the row had reached the disk whole."""
+    checksum = zlib.crc32(np.ascontiguousarray(images[row]))
+    return checksum if masks is None else zlib.crc32(np.ascontiguousarray(masks[row]), checksum)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it closes our input
+    # Decoders written in C may print to standard output; the answers go to a private copy of it.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    worker = PixelWorker(Path(sys.argv[1]))
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            answer = getattr(worker, message.pop("do"))(**message)
+        except InputError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

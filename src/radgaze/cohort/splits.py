@@ -1,0 +1,157 @@
+"""Train, validation and test: by patient, stratified, seeded, and never one patient on two sides.
+
+Patients are ordered by their label and shuffled within it; then each in turn goes to the split that is furthest below its
+share of the studies so far. Every stretch of that order, so every class, is divided in the wanted proportions to within a
+patient, and so is the whole, however rare a class is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from radgaze.errors import InputError, nearest
+
+__all__ = [
+    "SPLITS",
+    "check_no_patient_overlap",
+    "normalise_split",
+    "rarest_labels",
+    "split_by_image",
+    "split_by_patient",
+]
+
+SPLITS = ("train", "val", "test")
+
+_SPELLINGS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def normalise_split(value: str | None, study_id: str = "") -> str:
+    """``"validate"``, ``"Validation"``, ``"dev"`` ... to ``"val"``; ``"training"`` to ``"train"``; ``"testing"`` to ``"test"``.
+
+    Raises:
+        InputError: the value is missing or is no known name of a split.
+    """
+    known = _SPELLINGS.get((value or "").strip().lower())
+    if known is None:
+        hint = nearest((value or "").strip().lower(), SPLITS)
+        raise InputError(
+            f"Study {study_id!r} has split {value!r}; {hint} (or import with a split by patient instead of the source's)."
+        )
+    return known
+
+
+def split_by_patient(
+    patients: Sequence[str],
+    labels: Sequence[str | None],
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+) -> list[str]:
+    """A split name per study; all studies of a patient get the same one.
+
+    Args:
+        patients: (N,) patient of each study.
+        labels: (N,) class of each study, None where unlabelled. A patient's class for the stratification is the rarest
+            among those of the patient's studies, so that rare classes are spread evenly.
+        fractions: shares of train, val and test, summing to 1.
+        seed: the same studies, in any order, and the same seed give the same split.
+
+    Raises:
+        InputError: the fractions are not shares.
+    """
+    _check_fractions(fractions)
+    size = Counter(patients)
+    class_counts = Counter(labels)
+    label_of: dict[str, str | None] = {}
+    for patient, label in zip(patients, labels, strict=True):
+        rarer = _rarity(label, class_counts) < _rarity(label_of.get(patient), class_counts)
+        if patient not in label_of or rarer:
+            label_of[patient] = label
+
+    rng = np.random.default_rng(seed)
+    everyone = sorted(size)
+    shuffled = [everyone[i] for i in rng.permutation(len(everyone))]
+    # Large patients first within a class: the small ones then even out the shares.
+    order = sorted(shuffled, key=lambda patient: (label_of[patient] or "", -size[patient]))
+
+    side: dict[str, int] = {}
+    assigned = np.zeros(3)
+    for patient in order:
+        wanted = np.asarray(fractions) * (assigned.sum() + size[patient])
+        chosen = int(np.argmax(np.where(np.asarray(fractions) > 0, wanted - assigned, -np.inf)))
+        side[patient] = chosen
+        assigned[chosen] += size[patient]
+    _fill_empty(side, order, fractions)
+    return [SPLITS[side[patient]] for patient in patients]
+
+
+def split_by_image(
+    images: Sequence[str],
+    labels: Sequence[str | None],
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+) -> list[str]:
+    """The papers' split: images at random, a patient's images on several sides. Warns that results are optimistic."""
+    warnings.warn(
+        "The split is by image: images of one patient may be in train and in test, so results look better than on new "
+        "patients; use the split by patient for anything but a comparison with papers that split by image.",
+        stacklevel=2,
+    )
+    return split_by_patient(images, labels, fractions, seed)
+
+
+def rarest_labels(labels: Sequence[Mapping[str, float | None]]) -> list[str | None]:
+    """Multi-label studies: the class to stratify each one by, the rarest of those present (≥ 0.5) in it; None if none is."""
+    present = [[name for name, value in study.items() if value is not None and value >= 0.5] for study in labels]
+    frequency = Counter(name for names in present for name in names)
+    return [min(names, key=lambda name: (frequency[name], name), default=None) for names in present]
+
+
+def check_no_patient_overlap(patients: Sequence[str], splits: Sequence[str], studies: Sequence[str], fix: str) -> None:
+    """Refuse a split that has a patient on two sides.
+
+    Raises:
+        InputError: names a patient, the two studies and their sides, and gives ``fix``.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for patient, split, study in zip(patients, splits, studies, strict=True):
+        other_split, other_study = seen.setdefault(patient, (split, study))
+        if split != other_split:
+            raise InputError(
+                f"Patient {patient!r} is in {other_split!r} (study {other_study!r}) and in {split!r} (study {study!r}); "
+                f"a patient must be on one side only: {fix}."
+            )
+
+
+def _rarity(label: str | None, class_counts: Counter[str | None]) -> tuple[bool, int, str]:
+    return (label is None, class_counts[label], label or "")
+
+
+def _check_fractions(fractions: tuple[float, float, float]) -> None:
+    values = np.asarray(fractions, dtype=float)
+    if values.shape != (3,) or not np.isfinite(values).all() or (values < 0).any() or abs(values.sum() - 1) > 1e-6:
+        raise InputError(f"Split fractions are {fractions}; expected three shares (train, val, test) that sum to 1.")
+    if values[0] == 0:
+        raise InputError(f"Split fractions are {fractions}; the training share must be above 0.")
+
+
+def _fill_empty(side: dict[str, int], order: Sequence[str], fractions: tuple[float, float, float]) -> None:
+    """With a handful of patients a wanted split may have received none: it takes one from the split that has most."""
+    for wanted in range(3):
+        counts = Counter(side.values())
+        if fractions[wanted] > 0 and counts[wanted] == 0 and counts and max(counts.values()) > 1:
+            donor = max(range(3), key=lambda index: counts[index])
+            side[next(patient for patient in reversed(order) if side[patient] == donor)] = wanted

@@ -1,0 +1,386 @@
+"""A cohort on disk: open files that any tool reads, memory-mapped here, opened in milliseconds.
+
+cohort.json       what it is, where it came from, what was left out, checksums
+studies.parquet   a row for each study: ids, label, split, source size, grid, image row, gaze slice, attributes
+gaze.parquet      every gaze point in original image pixels, in study order      (absent: no gaze)
+boxes.parquet     named boxes and ellipses in original image pixels              (absent: no boxes)
+images.npy        uint16 (N, h, w), the brightest pixel of each image 65535
+masks.npy         uint8 (N, S, h, w): 0 outside, 1 inside, 255 unknown           (absent: no masks)
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from radgaze.cohort.splits import SPLITS, check_no_patient_overlap, rarest_labels, split_by_image, split_by_patient
+from radgaze.cohort.study import Box, Study
+from radgaze.errors import InputError, nearest
+from radgaze.files import atomic_path, read_json, write_json
+from radgaze.gaze import Gaze, Grid
+
+__all__ = ["FORMAT", "TASKS", "Cohort", "resplit", "sha256"]
+
+FORMAT = 1
+TASKS = ("multiclass", "multilabel", "none")
+
+_PER_POINT = {"px_per_degree": ("ppd_x", "ppd_y"), "shown": ("shown_xmin", "shown_ymin", "shown_xmax", "shown_ymax")}
+
+
+class Cohort:
+    """Studies with their images, gaze, boxes and masks; use :meth:`open`. A sequence of :class:`Study`.
+
+    Attributes:
+        path: the folder.
+        meta: ``cohort.json`` as a dict.
+        studies: the studies table, a row for each study.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any], studies: pl.DataFrame) -> None:
+        self.path = path
+        self.meta = meta
+        self.studies = studies
+
+    @classmethod
+    def open(cls, path: str | Path) -> Cohort:
+        """Open the folder ``path`` that an import has written. No pixels and no gaze are read.
+
+        Raises:
+            InputError: there is no cohort, it is half-written, damaged or of a newer format, or a patient is on two sides of its
+                split.
+        """
+        path = Path(path)
+        if not (path / "cohort.json").is_file():
+            raise InputError(_why_not_a_cohort(path))
+        meta = read_json(path / "cohort.json", "a cohort")
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            found = meta.get("format") if isinstance(meta, dict) else None
+            raise InputError(
+                f"{str(path)!r} has cohort format {found!r}; this radgaze reads format {FORMAT}: import it again, or update radgaze."
+            )
+        for name in meta["checksums"]:
+            if not (path / name).is_file():
+                raise InputError(f"{str(path)!r} lacks its file {name!r}; copy the whole folder, or import it again.")
+        if sha256(path / "studies.parquet") != meta["checksums"]["studies.parquet"]:
+            raise InputError(
+                f"{str(path / 'studies.parquet')!r} is not the table that cohort.json describes (damaged, or a new split was "
+                f"interrupted); split the cohort again, or import it again."
+            )
+        cohort = cls(path, meta, pl.read_parquet(path / "studies.parquet"))
+        if meta["split_by"] != "image":
+            check_no_patient_overlap(
+                cohort.studies["patient_id"].to_list(),
+                cohort.studies["split"].to_list(),
+                cohort.studies["study_id"].to_list(),
+                "split the cohort again by patient",
+            )
+        return cohort
+
+    # What it is
+
+    @property
+    def name(self) -> str:
+        return str(self.meta["name"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the stored images."""
+        height, width = self.meta["size"]
+        return height, width
+
+    @property
+    def task(self) -> str:
+        """``"multiclass"``, ``"multilabel"`` or ``"none"``."""
+        return str(self.meta["task"])
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.meta["classes"])
+
+    @property
+    def structures(self) -> list[str]:
+        """Names of the masks."""
+        return list(self.meta["structures"])
+
+    @property
+    def class_structures(self) -> dict[str, list[str]]:
+        """For localisation: the structures in which a class shows itself."""
+        return {name: list(structures) for name, structures in self.meta["class_structures"].items()}
+
+    @property
+    def gaze_kind(self) -> str | None:
+        """``"samples"``, ``"fixations"``, or None without gaze."""
+        kind = self.meta["gaze_kind"]
+        return None if kind is None else str(kind)
+
+    @property
+    def readers(self) -> list[str]:
+        """Names behind the codes in ``Gaze.reader``."""
+        return list(self.meta["readers"])
+
+    @property
+    def has_boxes(self) -> bool:
+        return "boxes.parquet" in self.meta["checksums"]
+
+    # Its studies
+
+    def __len__(self) -> int:
+        return self.studies.height
+
+    def __getitem__(self, index: int) -> Study:
+        row = self._rows[index]
+        height, width = self.size
+        return Study(
+            index=range(len(self))[index],
+            study_id=row["study_id"],
+            patient_id=row["patient_id"],
+            label=row["label"],
+            labels={name: row[f"y_{name}"] for name in self.classes} if self.task == "multilabel" else {},
+            split=row["split"],
+            source_size=(row["source_height"], row["source_width"]),
+            grid=Grid(height, width, row["grid_y0"], row["grid_x0"], row["grid_dy"], row["grid_dx"]),
+            image_row=row["image_row"],
+            gaze_count=row["gaze_count"],
+            attributes={key.removeprefix("attr_"): value for key, value in row.items() if key.startswith("attr_")},
+            cohort=self,
+        )
+
+    def __iter__(self) -> Iterator[Study]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Cohort({self.name!r}, {len(self)} studies, {self.size[0]}x{self.size[1]}, {str(self.path)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cohort.open, (self.path,)  # another process opens the files itself, no array travels
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.studies.to_dicts()
+
+    @cached_property
+    def _index_of(self) -> dict[str, int]:
+        return {study: index for index, study in enumerate(self.studies["study_id"])}
+
+    def by_id(self, study_id: str) -> Study:
+        """The study of that name.
+
+        Raises:
+            InputError: there is none; close names are offered, and the reason if the import left it out.
+        """
+        if study_id in self._index_of:
+            return self[self._index_of[study_id]]
+        for entry in self.meta["left_out"]:
+            if entry["study_id"] == study_id:
+                raise InputError(f"Study {study_id!r} was left out of cohort {self.name!r}: {entry['reason']}")
+        close = difflib.get_close_matches(study_id, self._index_of, n=3) or list(self._index_of)[:3]
+        raise InputError(
+            f"Cohort {self.name!r} has no study {study_id!r}; it has, for example, {', '.join(map(repr, close))}."
+        )
+
+    def indices(self, split: str) -> npt.NDArray[np.int64]:
+        """Rows of a split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``, ascending.
+
+        Raises:
+            InputError: another name.
+        """
+        if split == "all":
+            return np.arange(len(self), dtype=np.int64)
+        if split not in SPLITS:
+            raise InputError(f"split is {split!r}; {nearest(split, (*SPLITS, 'all'))}.")
+        return np.flatnonzero((self.studies["split"] == split).to_numpy()).astype(np.int64)
+
+    @cached_property
+    def targets(self) -> npt.NDArray[np.int64] | npt.NDArray[np.float32]:
+        """Multi-class: (N,) int64, −1 unlabelled. Multi-label: (N, C) float32, NaN unknown. Without a task: all −1."""
+        if self.task == "multilabel":
+            columns = [self.studies[f"y_{name}"].fill_null(float("nan")).to_numpy() for name in self.classes]
+            return np.stack(columns, axis=1).astype(np.float32)
+        codes = {name: code for code, name in enumerate(self.classes)}
+        return np.array([codes.get(label, -1) for label in self.studies["label"]], dtype=np.int64)
+
+    # Its arrays
+
+    @cached_property
+    def images(self) -> npt.NDArray[np.uint16]:
+        """(N images, h, w) uint16, memory-mapped."""
+        count = int(self.studies["image_row"].max()) + 1  # type: ignore[arg-type]
+        return self._array("images.npy", np.dtype(np.uint16), (count, *self.size))
+
+    @cached_property
+    def masks(self) -> npt.NDArray[np.uint8] | None:
+        """(N images, S, h, w) uint8, memory-mapped: 0 outside, 1 inside, 255 unknown. None without structures."""
+        if not self.structures:
+            return None
+        return self._array("masks.npy", np.dtype(np.uint8), (len(self.images), len(self.structures), *self.size))
+
+    def _array(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        path = self.path / name
+        try:
+            array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(
+                f"{str(path)!r} is damaged ({error}); copy the cohort again, or import it again."
+            ) from error
+        if array.dtype != dtype or array.shape != shape:
+            raise InputError(
+                f"{str(path)!r} holds {array.dtype} {array.shape}; expected {dtype} {shape}: copy the cohort again, or import it again."
+            )
+        return array
+
+    def has_mask(self, index: int, name: str) -> bool:
+        """Whether the source has the mask ``name`` for study ``index``."""
+        self._structure(name)
+        return bool(self._rows[index][f"has_mask_{name}"])
+
+    def mask(self, index: int, name: str) -> npt.NDArray[np.uint8]:
+        """(h, w) uint8 view of a study's mask; all 255 where it has none.
+
+        Raises:
+            InputError: the cohort has no structure ``name``.
+        """
+        structure = self._structure(name)
+        assert self.masks is not None
+        return self.masks[self._rows[index]["image_row"], structure]
+
+    def _structure(self, name: str) -> int:
+        if name not in self.structures:
+            hint = nearest(name, self.structures) if self.structures else "its source has no masks"
+            raise InputError(f"Cohort {self.name!r} has no mask {name!r}; {hint}")
+        return self.structures.index(name)
+
+    # Its gaze and boxes
+
+    @cached_property
+    def _gaze_columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Columns as arrays: unknown is NaN, −1 for a reader; ``valid`` is int8 with −1 for unknown."""
+        path = self.path / "gaze.parquet"
+        expected = int(self.studies["gaze_count"].sum())
+        if not expected:
+            return {}
+        try:
+            table = pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise InputError(
+                f"{str(path)!r} is damaged ({error}); copy the cohort again, or import it again."
+            ) from error
+        if table.height != expected:
+            raise InputError(
+                f"{str(path)!r} has {table.height} points; expected {expected}: copy the cohort again, or import it again."
+            )
+        columns = {}
+        for name, series in table.to_dict().items():
+            if series.dtype == pl.Boolean:
+                columns[name] = series.cast(pl.Int8).fill_null(-1).to_numpy()
+            elif series.dtype.is_float():
+                columns[name] = series.fill_null(float("nan")).to_numpy()
+            else:
+                columns[name] = series.fill_null(-1).to_numpy()
+        return columns
+
+    def gaze(self, index: int) -> Gaze | None:
+        """The gaze of study ``index`` in original image pixels; None where there is none."""
+        row = self._rows[index]
+        if not row["gaze_count"]:
+            return None
+        points = slice(row["gaze_start"], row["gaze_start"] + row["gaze_count"])
+        # Copies: the table is read-only, and a tensor must not pretend otherwise.
+        own = {name: values[points].copy() for name, values in self._gaze_columns.items()}
+        valid, reader = own.get("valid"), own.get("reader")
+        known = {name: own[name] for name in ("t", "duration") if name in own and not np.isnan(own[name]).all()}
+        for name, parts in _PER_POINT.items():
+            if parts[0] in own and not np.isnan(own[parts[0]]).all():
+                known[name] = np.stack([own[part] for part in parts], axis=1)
+        return Gaze(
+            own["x"],
+            own["y"],
+            **known,
+            reader=None if reader is None or (reader < 0).all() else reader,
+            valid=None if valid is None or (valid < 0).all() else valid != 0,
+        )
+
+    @cached_property
+    def _boxes_of(self) -> dict[str, list[Box]]:
+        path = self.path / "boxes.parquet"
+        boxes: dict[str, list[Box]] = {}
+        if self.has_boxes:
+            for row in pl.read_parquet(path).iter_rows(named=True):
+                boxes.setdefault(row.pop("study_id"), []).append(Box(**row))
+        return boxes
+
+    def boxes(self, index: int) -> list[Box]:
+        """Boxes and ellipses of study ``index`` in original image pixels."""
+        return list(self._boxes_of.get(self._rows[index]["study_id"], ()))
+
+    def check(self) -> None:
+        """Read every file and compare it with its checksum.
+
+        Raises:
+            InputError: names the file that differs.
+        """
+        for name, expected in self.meta["checksums"].items():
+            if sha256(self.path / name) != expected:
+                raise InputError(
+                    f"{str(self.path / name)!r} has changed since it was written (its checksum differs); copy the cohort again, "
+                    f"or import it again."
+                )
+
+
+def resplit(
+    path: str | Path, by: str = "patient", fractions: tuple[float, float, float] = (0.7, 0.15, 0.15), seed: int = 0
+) -> Cohort:
+    """Give an existing cohort a new split, by ``"patient"`` or ``"image"``. Pixels are not touched.
+
+    Killed half-way, the cohort is refused by :meth:`Cohort.open` until it is split again.
+
+    Raises:
+        InputError: there is no cohort, or the arguments are no split.
+    """
+    path = Path(path)
+    if by not in ("patient", "image"):
+        raise InputError(f"by is {by!r}; {nearest(by, ('patient', 'image'))}.")
+    if not (path / "cohort.json").is_file():
+        raise InputError(_why_not_a_cohort(path))
+    meta = read_json(path / "cohort.json", "a cohort")
+    # Not Cohort.open: this is the way out of a split that it refuses.
+    cohort = Cohort(path, meta, pl.read_parquet(path / "studies.parquet"))
+    if cohort.task == "multilabel":
+        labels = rarest_labels([{name: row[f"y_{name}"] for name in cohort.classes} for row in cohort._rows])
+    else:
+        labels = cohort.studies["label"].to_list()
+    if by == "patient":
+        splits = split_by_patient(cohort.studies["patient_id"].to_list(), labels, fractions, seed)
+    else:
+        splits = split_by_image([str(row) for row in cohort.studies["image_row"]], labels, fractions, seed)
+    with atomic_path(path / "studies.parquet") as partial:
+        cohort.studies.with_columns(pl.Series("split", splits)).write_parquet(partial)
+        checksum = sha256(partial)
+    meta |= {"split_by": by, "fractions": list(fractions), "seed": seed}
+    meta["checksums"]["studies.parquet"] = checksum
+    write_json(path / "cohort.json", meta)
+    return Cohort.open(path)
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _why_not_a_cohort(path: Path) -> str:
+    unfinished = path if path.suffix == ".partial" else path.with_name(path.name + ".partial")
+    if unfinished.is_dir():
+        return (
+            f"{str(path)!r} is a half-finished import; run the same import command again and it will go on from there."
+        )
+    if not path.exists():
+        return f"{str(path)!r} does not exist; expected a cohort folder, make one with `radgaze import`."
+    return f"{str(path)!r} is no cohort (it has no cohort.json); make one with `radgaze import`."
