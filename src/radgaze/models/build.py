@@ -9,13 +9,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
 from radgaze.files import atomic_path
 from radgaze.models.mt_unet import MTUNet
 
-__all__ = ["NETWORKS", "build", "load_weights", "parameters", "save_weights"]
+__all__ = ["NETWORKS", "build", "load_weights", "parameters", "save_tensors", "save_weights"]
 
 NETWORKS: dict[str, type[nn.Module]] = {MTUNet.name: MTUNet}
 
@@ -45,10 +45,15 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write all parameters and buffers as safetensors, whole or not at all."""
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors as safetensors, whole or not at all."""
     with atomic_path(path) as partial:
-        save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, partial)
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write all parameters and buffers of a network."""
+    save_tensors(model.state_dict(), path)
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:

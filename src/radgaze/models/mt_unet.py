@@ -63,7 +63,7 @@ class MTUNet(nn.Module):
             )
         if weights is not None and encoder is None:
             raise InputError(
-                f"weights={str(weights)!r} needs an encoder to load into; name one, e.g. encoder='resnet34'."
+                f"weights={str(weights)!r} need an encoder to load into; name one, e.g. encoder='resnet34'."
             )
         self.config: dict[str, Any] = {
             "name": self.name,

@@ -1,0 +1,103 @@
+"""The settings of a run, resolved and written beside its weights. An unknown key is an error, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from radgaze.errors import InputError, nearest
+
+__all__ = ["Augmentation", "RunConfig"]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+
+
+class Augmentation(Strict):
+    """Random changes of a training study. Image, gaze, masks and boxes move together.
+
+    Flips are off by default: they swap the patient's left and right, and the heart is on the left.
+    """
+
+    rotate: float = Field(5.0, ge=0, le=180)  # degrees, uniform in +-
+    translate: float = Field(0.04, ge=0, lt=1)  # fraction of height and width, uniform in +-
+    zoom: float = Field(0.06, ge=0, lt=1)  # relative, log-uniform in +-
+    flip: bool = False  # left-right, with probability 1/2
+    gamma: float = Field(0.15, ge=0, lt=1)  # exponent exp(uniform +-) on the image in [0, 1]
+    gain: float = Field(0.1, ge=0, lt=1)  # relative brightness, uniform in +-
+
+    @classmethod
+    def none(cls) -> Augmentation:
+        """No change at all, as the papers trained."""
+        return cls(rotate=0, translate=0, zoom=0, flip=False, gamma=0, gain=0)
+
+    @property
+    def moves(self) -> bool:
+        return bool(self.rotate or self.translate or self.zoom or self.flip)
+
+    @property
+    def shades(self) -> bool:
+        return bool(self.gamma or self.gain)
+
+
+class RunConfig(Strict):
+    """Everything that decides a run's outcome, apart from the cohort. The defaults are MT-UNet's, as published."""
+
+    method: str = "mt-unet"
+    model: dict[str, Any] = Field(default_factory=dict)  # arguments of the network; classes come from the cohort
+    objective: dict[str, Any] = Field(default_factory=dict)  # arguments of the objective
+
+    attention: str = "gaze"  # gaze | mask:NAME | boxes | none
+    preset: str = "mt-unet"  # how gaze is rendered, see radgaze.gaze.PRESETS
+    sigma: float | None = Field(None, gt=0)  # source pixels; None keeps the preset's
+
+    batch_size: int = Field(6, ge=1)
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    accumulate: int = Field(1, ge=1)  # batches whose gradients are added before a step
+    clip: float | None = Field(None, gt=0)  # greatest gradient norm
+
+    schedule: Literal["plateau", "one-cycle"] = "plateau"
+    monitor: Literal["val_loss", "val_auc_macro"] = "val_loss"  # what "best" means; always on the validation split
+    epochs: int = Field(1024, ge=1)
+    patience: int = Field(40, ge=0)  # plateau: epochs without improvement before the rate drops
+    factor: float = Field(0.1, gt=0, lt=1)
+    min_learning_rate: float = Field(1e-8, gt=0)
+    warmup: float = Field(0.25, ge=0, lt=1)  # one-cycle: share of the run in which the rate rises
+    time_budget: float | None = Field(None, gt=0)  # seconds of training over all sittings
+
+    augmentation: Augmentation = Augmentation()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool = True
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int | Literal["auto"] = 1
+    nodes: int = Field(1, ge=1)
+    workers: int = Field(0, ge=0)  # loader processes; the memory map feeds a CPU step from none
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any]) -> RunConfig:
+        """Validate ``settings``; the first problem becomes one sentence.
+
+        Raises:
+            InputError: An unknown key (the nearest known ones are named) or a value out of range.
+        """
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                fields = Augmentation.model_fields if where.startswith("augmentation.") else cls.model_fields
+                hint = nearest(where.split(".")[-1], fields)
+                raise InputError(f"There is no training setting {where!r}: {hint}") from None
+            message = problem["msg"].lower()
+            raise InputError(f"Training setting {where} = {problem['input']!r} cannot be used: {message}.") from None
+
+    def dump(self) -> dict[str, Any]:
+        """Plain JSON values; :meth:`parse` gives the same config back."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,164 @@
+"""Batches of studies, straight from the cohort's memory maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from radgaze.cohort import Cohort
+from radgaze.training.attention import AttentionTarget
+from radgaze.training.augment import draw_motion, shade
+from radgaze.training.config import Augmentation
+
+__all__ = ["Batch", "Batches", "CohortDataset", "load_images", "loader"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``B`` studies, ready for a network and its objective.
+
+    Attributes:
+        images: ``(B, 1, h, w)`` float32 in [0, 1], each image divided by its maximum.
+        targets: ``(B,)`` int64 with -1 unknown, or ``(B, C)`` float32 with NaN unknown.
+        attention: ``(B, h', w')`` float32 in [0, 1], or ``None``.
+        has_attention: ``(B,)`` bool.
+        studies: ``(B,)`` int64 rows of ``cohort.studies``.
+        positions: ``(B,)`` int64 places in the list of studies that the loader goes through.
+    """
+
+    images: Tensor
+    targets: Tensor
+    attention: Tensor | None
+    has_attention: Tensor
+    studies: Tensor
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device, channels_last: bool = False) -> Batch:
+        moved = {
+            field.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for field in fields(self)
+            for value in [getattr(self, field.name)]
+        }
+        batch = replace(self, **moved)
+        if channels_last:
+            batch = replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
+        return batch
+
+    def pin_memory(self) -> Batch:
+        pinned = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **pinned)
+
+
+def load_images(cohort: Cohort, studies: Sequence[int]) -> Tensor:
+    """Images ``(B, 1, h, w)`` float32 in [0, 1]: 16-bit pixels divided by each image's maximum (zeros stay zeros)."""
+    pixels = torch.from_numpy(np.stack([cohort[study].image for study in studies]).astype(np.float32))
+    return (pixels / pixels.flatten(1).amax(1).clamp(min=1).view(-1, 1, 1))[:, None]
+
+
+class CohortDataset(Dataset[Batch]):
+    """Whole batches at a time (``__getitems__``); an item is ``(epoch, position)``, so augmentation needs no state.
+
+    Args:
+        cohort: Open cohort.
+        studies: Row numbers to go through.
+        attention: Attention target, or ``None`` for images and labels alone.
+        attention_size: Grid of the attention maps; the images' by default.
+        augmentation: Random changes; ``None`` for none (validation, test).
+        seed: Of the random changes.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        studies: NDArray[np.int64],
+        attention: AttentionTarget | None = None,
+        attention_size: tuple[int, int] | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.cohort, self.studies = cohort, studies
+        self.attention, self.attention_size = attention, attention_size
+        self.augmentation, self.seed = augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, item: tuple[int, int]) -> Batch:
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
+        positions = [position for _, position in items]
+        studies = [int(self.studies[position]) for position in positions]
+        images = load_images(self.cohort, studies)
+        motion = None
+        if self.augmentation is not None:
+            generators = [np.random.default_rng((self.seed, epoch, position)) for epoch, position in items]
+            motion = draw_motion(self.augmentation, self.cohort.size, generators)
+            if motion is not None:
+                images = motion.images(images)
+            images = shade(images, self.augmentation, generators)
+        attention, present = None, torch.zeros(len(items), dtype=torch.bool)
+        if self.attention is not None and self.attention.kind != "none":
+            attention, present = self.attention.maps(self.cohort, studies, motion, self.attention_size)
+        return Batch(
+            images=images,
+            targets=torch.from_numpy(self.cohort.targets[studies]),
+            attention=attention,
+            has_attention=present,
+            studies=torch.tensor(studies),
+            positions=torch.tensor(positions),
+        )
+
+
+class Batches(Sampler[list[tuple[int, int]]]):
+    """Splits an epoch into batches of nearly equal size, shuffled by (seed, epoch), shared out over processes.
+
+    Nearly equal, because a last batch of one study would spoil the batch statistics. Set :attr:`epoch` before use.
+    Every process gets the same number of batches; when shuffling, a few studies may be seen twice for that.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+        self.rank, self.world = rank, world
+        self.epoch = 0
+
+    def order(self) -> NDArray[np.int64]:
+        order = np.arange(self.count)
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+            if self.world > 1:  # every process must take part in every step
+                order = np.resize(order, math.ceil(self.count / self.world) * self.world)
+        return order[self.rank :: self.world]
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order()) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self.order()
+        for part in np.array_split(order, max(1, math.ceil(len(order) / self.batch_size))):
+            if len(part):
+                yield [(self.epoch, int(position)) for position in part]
+
+
+def loader(dataset: CohortDataset, batches: Batches, *, workers: int, pin: bool) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=lambda batch: batch,  # __getitems__ has made the batch already
+        pin_memory=pin,
+        persistent_workers=False,  # the sampler's epoch is read anew each time
+        multiprocessing_context="fork" if workers else None,
+    )

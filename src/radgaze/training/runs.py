@@ -1,0 +1,194 @@
+"""A run is a folder that explains itself.
+
+config.json          resolved settings, network, cohort, classes, attention target
+environment.json     versions and machine
+metrics.csv          one row an epoch (also tensorboard/)
+weights.safetensors  the best epoch on validation
+state.json, state/   what a resumed training continues from
+report.json, .html   written by `radgaze evaluate`
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from radgaze.cohort import Cohort
+from radgaze.errors import InputError
+from radgaze.files import read_json, write_json, write_text
+from radgaze.models import build, load_weights
+from radgaze.models.build import save_tensors
+from radgaze.training.config import RunConfig
+from radgaze.training.schedule import Plateau
+
+__all__ = ["Checkpoint", "Run", "TrainingState", "environment"]
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands after a whole number of epochs. Plain data: it lives in ``state.json``."""
+
+    epoch: int = 0  # finished epochs
+    plateau: Plateau = field(default_factory=Plateau)
+    best_epoch: int | None = None
+    best_value: float | None = None  # of the monitored value, lower is better
+    seconds: float = 0.0
+    finished: str | None = None  # why training ended; None while it has not
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        state = asdict(self)
+        state["plateau"]["best"] = None if self.plateau.best == float("inf") else self.plateau.best
+        return state
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> TrainingState:
+        plateau = state["plateau"]
+        plateau["best"] = float("inf") if plateau["best"] is None else plateau["best"]
+        return cls(**{**state, "plateau": Plateau(**plateau)})
+
+
+class Checkpoint:
+    """Weights and optimiser state of the last and the best epoch, as safetensors under ``state/``.
+
+    Each epoch's files have their own folder; ``state.json`` names the current ones and is replaced last, so a kill at
+    any moment leaves either the old state or the new one.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.pointer, self.folder = run / "state.json", run / "state"
+
+    def exists(self) -> bool:
+        return self.pointer.is_file()
+
+    def save(self, state: TrainingState, module: nn.Module, optimizer: Optimizer) -> None:
+        name = f"epoch-{state.epoch:04d}"
+        tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
+        for index, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+        save_tensors(tensors, self.folder / f"{name}.safetensors")
+        best = name if state.best_epoch == state.epoch else f"epoch-{state.best_epoch or state.epoch:04d}"
+        write_json(self.pointer, {"last": name, "best": best, **state.to_json()})
+        for old in self.folder.glob("epoch-*.safetensors"):
+            if old.stem not in (name, best):
+                old.unlink()
+
+    def load_state(self) -> TrainingState:
+        content = read_json(self.pointer, "a run that can be resumed")
+        return TrainingState.from_json({k: v for k, v in content.items() if k not in ("last", "best")})
+
+    def restore(self, which: str, module: nn.Module, optimizer: Optimizer) -> None:
+        """Load the ``"last"`` or ``"best"`` weights and optimiser state."""
+        name = read_json(self.pointer, "a run that can be resumed")[which]
+        tensors = load_file(self.folder / f"{name}.safetensors")
+        module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, slot = key.split(".")
+                slots.setdefault(int(index), {})[slot] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+
+    def best_network(self) -> dict[str, Tensor]:
+        name = read_json(self.pointer, "a run that can be resumed")["best"]
+        tensors = load_file(self.folder / f"{name}.safetensors")
+        prefix = "module.network."
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+    def metrics_csv(self, state: TrainingState, path: Path) -> None:
+        columns = list(dict.fromkeys(key for row in state.history for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(state.history)
+        write_text(path, text.getvalue())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained (or training) run folder.
+
+    Attributes:
+        path: The folder.
+        config: Its resolved settings.
+        content: All of ``config.json``.
+    """
+
+    path: Path
+    config: RunConfig
+    content: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """Open a run folder without loading its weights.
+
+        Raises:
+            InputError: Not a run, or a damaged one.
+        """
+        path = Path(path)
+        content = read_json(path / "config.json", "a run")
+        try:
+            return cls(path, RunConfig.parse(content["run"]), content)
+        except KeyError as error:
+            raise InputError(f"{str(path / 'config.json')!r} lacks {error}, so this is not a run; check it.") from None
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.content["classes"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width = self.content["cohort"]["size"]
+        return height, width
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        checkpoint = Checkpoint(self.path)
+        return checkpoint.load_state().history if checkpoint.exists() else []
+
+    @property
+    def state(self) -> TrainingState:
+        return Checkpoint(self.path).load_state()
+
+    def cohort(self, path: Path | str | None = None) -> Cohort:
+        """The cohort this run was trained on, or the one at ``path``, which must have the same classes and size."""
+        cohort = Cohort.open(path or self.content["cohort"]["path"])
+        if list(cohort.classes) != self.classes and self.classes:
+            raise InputError(
+                f"Cohort {cohort.name!r} has classes {list(cohort.classes)}, the run has {self.classes}; "
+                "evaluate on a cohort with the same classes in the same order."
+            )
+        if tuple(cohort.size) != self.size:
+            raise InputError(
+                f"Cohort {cohort.name!r} is {cohort.size[0]}x{cohort.size[1]}, the run was trained at "
+                f"{self.size[0]}x{self.size[1]}; import the cohort with --size {self.size[0]}x{self.size[1]}."
+            )
+        return cohort
+
+    def network(self) -> nn.Module:
+        """The network with its best weights, in evaluation mode, on the CPU."""
+        return load_weights(build(self.content["network"]), self.path / "weights.safetensors").eval()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the record: nothing that names a person or a host."""
+    packages = ["radgaze", "torch", "torchvision", "timm", "lightning", "numpy", "polars", "pydicom"]
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(terse=True),
+        "processor": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "packages": {name: version(name) for name in packages},
+    }

@@ -1,0 +1,470 @@
+"""The training loop, on Lightning Fabric (devices, precision, processes), readable from top to bottom.
+
+One loop trains every method: forward, the objective's terms, their combination, a step. After each epoch the whole
+state is written, so a run killed at any moment repeats at most one epoch; randomness is drawn from (seed, epoch), so
+that epoch and all later ones come out the same to the bit (CPU, fp32). The test split is never touched here.
+
+Fabric rather than Lightning's Trainer: restoring the best state when the rate drops, and resuming without pickled
+checkpoints, are a few plain lines in a loop we own.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from radgaze.cohort import Cohort
+from radgaze.errors import InputError, RadgazeError
+from radgaze.files import folder_lock, write_json
+from radgaze.measures import classification, saliency
+from radgaze.models import Output, build, parameters
+from radgaze.models.build import save_tensors
+from radgaze.training.attention import AttentionTarget
+from radgaze.training.config import RunConfig
+from radgaze.training.data import Batch, Batches, CohortDataset, loader
+from radgaze.training.methods import Objective, find_method, network_config, resolve
+from radgaze.training.runs import Checkpoint, Run, TrainingState, environment
+from radgaze.training.schedule import one_cycle
+
+__all__ = ["auto_precision", "fit"]
+
+MAY_CHANGE_ON_RESUME = {"time_budget", "devices", "nodes", "accelerator", "workers"}
+
+
+def fit(
+    cohort: Cohort | Path | str,
+    out: Path | str,
+    method: str = "mt-unet",
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Train ``method`` on a cohort's training split, select on its validation split, and write a run folder.
+
+    Args:
+        cohort: Open cohort or its folder.
+        out: The run folder. It must not hold a run already, unless ``resume``.
+        method: A name in :data:`radgaze.training.methods.METHODS`.
+        resume: Continue an interrupted run with the same settings; starts one where there is none.
+        progress: Show a progress bar.
+        **settings: Fields of :class:`RunConfig`, e.g. ``epochs=30, seed=1, objective={"scheme": "equal"}``.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: Settings or cohort that cannot be trained on; a folder that is taken.
+        RadgazeError: The loss stopped being finite; the last good state is kept.
+    """
+    cohort = cohort if isinstance(cohort, Cohort) else Cohort.open(cohort)
+    config = resolve(method, settings)
+    out = Path(out)
+    objective = make_objective(config)
+    attention = AttentionTarget(config.attention, config.preset, config.sigma)
+    check_trainable(cohort, config, objective, attention)
+    network_settings = network_config(config, cohort, with_classes=objective.needs_labels)
+    with folder_lock(out, "training in"):
+        content = {
+            "radgaze": 1,
+            "run": config.dump(),
+            "network": network_settings,
+            "classes": list(cohort.classes) if objective.needs_labels else [],
+            "task": cohort.task if objective.needs_labels else "none",
+            "attention": attention.describe(cohort) if objective.needs_attention else "none",
+            "cohort": {
+                "path": str(cohort.path),
+                "name": cohort.name,
+                "size": list(cohort.size),
+                "checksums": cohort.meta.get("checksums", {}),
+            },
+        }
+        check_folder(out, content, resume)
+        torch.manual_seed(config.seed)
+        network = build(network_settings)
+        content["network"] = network.config
+        content["parameters"] = parameters(network)
+        write_json(out / "config.json", content)
+        write_json(out / "environment.json", environment())
+        Trainer(cohort, out, config, network, objective, attention, progress).run()
+    return Run.open(out)
+
+
+def make_objective(config: RunConfig) -> Any:
+    objective = find_method(config.method).objective
+    try:
+        return objective(**config.objective)
+    except TypeError as error:
+        raise InputError(
+            f"The objective of {config.method!r} cannot be set up from {config.objective}: {error}."
+        ) from None
+
+
+def check_trainable(cohort: Cohort, config: RunConfig, objective: Objective, attention: AttentionTarget) -> None:
+    """Everything that would fail or mean nothing later, said now."""
+    for split in ("train", "val"):
+        studies = cohort.indices(split)
+        if len(studies) == 0:
+            raise InputError(
+                f"Cohort {cohort.name!r} has no study in its {split!r} split; split it again with more studies."
+            )
+        if objective.needs_labels and cohort.task == "multiclass":
+            present = set(cohort.targets[studies].tolist())
+            for index, name in enumerate(cohort.classes):
+                if index not in present:
+                    raise InputError(
+                        f"Class {name!r} is absent from the {split!r} split of cohort {cohort.name!r}; "
+                        "split it again (radgaze split) or add studies of that class."
+                    )
+    if objective.needs_labels and cohort.task == "none":
+        raise InputError(
+            f"Cohort {cohort.name!r} has no labels; import it with a label column, or train with scheme saliency-only."
+        )
+    if objective.needs_attention:
+        attention.check(cohort)
+    if config.monitor == "val_auc_macro" and not objective.needs_labels:
+        raise InputError("monitor='val_auc_macro' needs class scores; use monitor='val_loss' for this objective.")
+
+
+def check_folder(out: Path, content: dict[str, Any], resume: bool) -> None:
+    """Refuse to write over a run, and to resume one with other settings."""
+    if not (out / "config.json").exists():
+        return
+    if not resume:
+        raise InputError(f"{str(out)!r} holds a run already; add --resume to continue it, or choose another folder.")
+    before = Run.open(out)
+    # a one-cycle rate depends on how long the whole run is
+    may_change = MAY_CHANGE_ON_RESUME | ({"epochs"} if before.config.schedule == "plateau" else set())
+    for key, value in content["run"].items():
+        old = before.content["run"].get(key)
+        if old != value and key not in may_change:
+            raise InputError(
+                f"The run in {str(out)!r} was started with {key} = {old!r}, not {value!r}; "
+                "resume with the same settings, or choose another folder."
+            )
+    if before.content["cohort"]["checksums"] != content["cohort"]["checksums"]:
+        raise InputError(f"The cohort has changed since the run in {str(out)!r} was started; start a new run.")
+
+
+def auto_precision(config: RunConfig) -> str:
+    """``"bf16"`` where the processor computes in it, else ``"fp32"``; an explicit setting is kept."""
+    if config.precision != "auto":
+        return config.precision
+    if config.accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+class Learner(nn.Module):
+    """Network and objective as one module, so that both are trained, saved and synchronised together."""
+
+    def __init__(self, network: nn.Module, objective: nn.Module) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any], Output]:
+        output = self.network(batch.images)
+        terms = self.objective.terms(output, batch)
+        return self.objective.combine({name: term.mean for name, term in terms.items()}), terms, output
+
+
+class Trainer:
+    """One training from its first to its last epoch. Use :func:`fit`."""
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        out: Path,
+        config: RunConfig,
+        network: nn.Module,
+        objective: Any,
+        attention: AttentionTarget,
+        progress: bool,
+    ) -> None:
+        self.cohort, self.out, self.config, self.objective = cohort, out, config, objective
+        self.checkpoint = Checkpoint(out)
+        self.state = TrainingState()
+        self.precision = auto_precision(config)
+        self.fabric = make_fabric(config, self.precision)
+        self.progress = progress and self.fabric.is_global_zero
+
+        self.learner = Learner(network, objective)
+        if config.channels_last:
+            self.learner = self.learner.to(memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(config, self.learner)
+        # Fabric's wrapper handles devices and precision; the plain learner is what is saved
+        self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.learner, self.optimizer)
+
+        target = attention if objective.needs_attention else None
+        self.train_loader, self.train_batches = self.make_loader("train", target)
+        self.val_loader, _ = self.make_loader("val", target)
+
+    def make_loader(self, split: str, attention: AttentionTarget | None) -> tuple[DataLoader[Batch], Batches]:
+        config, training = self.config, split == "train"
+        dataset = CohortDataset(
+            self.cohort,
+            self.cohort.indices(split),
+            attention,
+            augmentation=config.augmentation if training else None,
+            seed=config.seed,
+        )
+        batches = Batches(
+            len(dataset),
+            config.batch_size,
+            shuffle=training,
+            seed=config.seed,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+        )
+        pin = self.fabric.device.type == "cuda"
+        return loader(dataset, batches, workers=config.workers, pin=pin), batches
+
+    def run(self) -> None:
+        if self.checkpoint.exists():
+            self.state = self.checkpoint.load_state()
+            self.checkpoint.restore("last", self.learner, self.optimizer)
+            if self.state.finished == "epochs" and self.state.epoch < self.config.epochs:
+                self.state.finished = None
+        with self.bar() as bar, self.tensorboard() as board:
+            while self.state.finished is None:
+                row = self.epoch(bar)
+                if board is not None:
+                    for name, value in row.items():
+                        if isinstance(value, (int, float)):
+                            board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+        if self.fabric.is_global_zero:
+            self.publish()
+
+    def epoch(self, bar: EpochBar) -> dict[str, Any]:
+        """Train one epoch, validate, decide, and write everything down."""
+        state, config = self.state, self.config
+        started = time.monotonic()
+        torch.manual_seed(config.seed * 1_000_003 + state.epoch)  # dropout follows (seed, epoch), also after a resume
+        train = self.train_epoch(bar)
+        val = self.validate()
+        row: dict[str, Any] = {"epoch": state.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **train, **val}
+        row |= self.objective.scalars()
+
+        value = row["val_loss"] if config.monitor == "val_loss" else -row[config.monitor]
+        if not math.isfinite(value):
+            raise RadgazeError(
+                f"{config.monitor} is {row[config.monitor]} in epoch {state.epoch + 1}; the state before it is kept, "
+                "so lower the learning rate and start again, or check the validation split."
+            )
+        state.epoch += 1
+        if state.best_value is None or value < state.best_value:
+            state.best_value, state.best_epoch = value, state.epoch
+        event = self.decide(value)
+        row["best_epoch"], row["event"] = state.best_epoch, event
+        row["seconds"] = round(time.monotonic() - started, 3)
+        state.seconds += row["seconds"]
+        if state.finished is None and config.time_budget and state.seconds * (1 + 1 / state.epoch) > config.time_budget:
+            state.finished = "time budget"  # another epoch would not fit
+        state.history.append(row)
+        self.save(restore_best=event == "rate dropped, best restored")
+        bar.epoch_done(row)
+        return row
+
+    def decide(self, value: float) -> str:
+        state, config = self.state, self.config
+        if config.schedule == "plateau":
+            decision = state.plateau.step(value, config)
+            if decision == "stop":
+                state.finished = "no improvement"
+                return "stopped: no improvement"
+            if decision == "drop":
+                return "rate dropped, best restored"
+        if state.epoch >= config.epochs:
+            state.finished = "epochs"
+        return ""
+
+    def save(self, restore_best: bool) -> None:
+        """Write the state; after a drop of the rate, the state to go on from is the best one."""
+        if restore_best and self.state.best_epoch != self.state.epoch:
+            self.checkpoint.restore("best", self.learner, self.optimizer)
+        if self.fabric.is_global_zero:
+            self.checkpoint.save(self.state, self.learner, self.optimizer)
+            self.checkpoint.metrics_csv(self.state, self.out / "metrics.csv")
+        self.fabric.barrier()
+
+    def publish(self) -> None:
+        save_tensors(self.checkpoint.best_network(), self.out / "weights.safetensors")
+
+    def rate(self, step: int) -> float:
+        if self.config.schedule == "plateau":
+            return self.state.plateau.rate(self.config)
+        done = self.state.epoch + step / len(self.train_batches)
+        return one_cycle(done / self.config.epochs, self.config)
+
+    def train_epoch(self, bar: EpochBar) -> dict[str, float]:
+        config = self.config
+        self.wrapped.train()
+        self.train_batches.epoch = self.state.epoch
+        batches = len(self.train_batches)
+        bar.start(self.state.epoch + 1, batches)
+        total = torch.zeros((), device=self.fabric.device)
+        sums: dict[str, Tensor] = {}
+        self.wrapped_optimizer.zero_grad()
+        for step, batch in enumerate(self.train_loader):
+            batch = batch.to(self.fabric.device, config.channels_last)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(step)
+            last_of_group = (step + 1) % config.accumulate == 0 or step + 1 == batches
+            with self.fabric.no_backward_sync(self.wrapped, enabled=not last_of_group):
+                loss, terms, _ = self.wrapped(batch)
+                self.check_finite(loss, batch)
+                self.fabric.backward(loss / config.accumulate)
+            if last_of_group:
+                if config.clip is not None:
+                    self.fabric.clip_gradients(self.wrapped, self.wrapped_optimizer, max_norm=config.clip)
+                self.wrapped_optimizer.step()
+                self.wrapped_optimizer.zero_grad()
+            total += loss.detach()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + torch.stack([term.values.detach().sum(), term.used.sum()])
+            bar.advance()
+        row = {"train_loss": (self.fabric.all_reduce(total) / batches).item()}
+        for name, pair in sums.items():
+            value, count = self.fabric.all_reduce(pair, reduce_op="sum")
+            row[f"train_loss_{name}"] = (value / count.clamp(min=1)).item()
+        return row
+
+    def check_finite(self, loss: Tensor, batch: Batch) -> None:
+        if not torch.isfinite(loss):
+            names = self.cohort.studies["study_id"][batch.studies.tolist()].to_list()
+            raise RadgazeError(
+                f"The loss became {loss.item()} in epoch {self.state.epoch + 1} on the batch of studies "
+                f"{', '.join(names)}; the state after epoch {self.state.epoch} is kept, so lower the learning rate, "
+                "or use precision fp32, and start again."
+            )
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Losses and headline measures over the whole validation split, each study counted exactly once."""
+        self.wrapped.eval()
+        count = len(self.cohort.indices("val"))
+        columns: dict[str, Tensor] = {}
+
+        def keep(name: str, positions: Tensor, values: Tensor) -> None:
+            if name not in columns:
+                columns[name] = torch.zeros((count, *values.shape[1:]), device=values.device)
+            columns[name][positions] = values.float()
+
+        for batch in self.val_loader:
+            batch = batch.to(self.fabric.device, self.config.channels_last)
+            _, terms, output = self.wrapped(batch)
+            for name, term in terms.items():
+                keep(name, batch.positions, term.values)
+                keep(f"{name}_used", batch.positions, term.used)
+            if output.logits is not None:
+                keep("logits", batch.positions, output.logits)
+            if "saliency" in terms:
+                assert batch.attention is not None
+                keep("cc", batch.positions, saliency.cc(output.saliency(), batch.attention).nan_to_num(0.0))
+        # every row was filled by one process, so a sum over processes puts the split together exactly
+        columns = {name: self.fabric.all_reduce(values, reduce_op="sum").cpu() for name, values in columns.items()}
+
+        row: dict[str, float] = {}
+        means = {}
+        for name in [name for name in columns if f"{name}_used" in columns]:
+            means[name] = columns[name].sum() / columns[f"{name}_used"].sum().clamp(min=1)
+            row[f"val_loss_{name}"] = means[name].item()
+        on_device = {name: mean.to(self.fabric.device) for name, mean in means.items()}
+        row["val_loss"] = self.objective.combine(on_device).item()
+        if "cc" in columns:
+            used = columns["saliency_used"]
+            row["val_cc"] = ((columns["cc"] * used).sum() / used.sum().clamp(min=1)).item()
+        if "logits" in columns and self.objective.needs_labels:
+            row |= class_measures(columns["logits"], self.cohort.targets[self.cohort.indices("val")])
+        return row
+
+    @contextmanager
+    def bar(self) -> Iterator[EpochBar]:
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[status]}"),
+            disable=not self.progress,
+        ) as progress:
+            yield EpochBar(progress, self.config.epochs)
+
+    @contextmanager
+    def tensorboard(self) -> Iterator[SummaryWriter | None]:
+        if not self.fabric.is_global_zero:
+            yield None
+            return
+        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.epoch + 1) as writer:
+            yield writer
+
+
+class EpochBar:
+    """Progress of the current epoch, with the last validation figures beside it."""
+
+    def __init__(self, progress: Progress, epochs: int) -> None:
+        self.progress, self.epochs = progress, epochs
+        self.task = progress.add_task("training", total=None, status="")
+
+    def start(self, epoch: int, batches: int) -> None:
+        self.progress.reset(self.task, total=batches, description=f"epoch {epoch}/{self.epochs}")
+
+    def advance(self) -> None:
+        self.progress.advance(self.task)
+
+    def epoch_done(self, row: dict[str, Any]) -> None:
+        shown = {"val_loss": "val loss", "val_auc_macro": "AUC", "val_cc": "CC"}
+        status = "  ".join(f"{label} {row[key]:.3f}" for key, label in shown.items() if key in row)
+        self.progress.update(self.task, status=f"{status}  best epoch {row['best_epoch']}")
+
+
+def class_measures(logits: Tensor, targets: NDArray[Any]) -> dict[str, float]:
+    labels = torch.from_numpy(targets)
+    if labels.ndim == 1:
+        scores = logits.softmax(1)
+        return {
+            "val_auc_macro": float(classification.auc_macro(scores, labels)),
+            "val_accuracy": float(classification.accuracy(scores, labels)),
+        }
+    return {"val_auc_macro": float(classification.auc_macro(logits.sigmoid(), labels))}
+
+
+def make_fabric(config: RunConfig, precision: str) -> Fabric:
+    several = config.nodes > 1 or config.devices not in (1, "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's tips are not the user's problem
+        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices if config.accelerator != "auto" or torch.cuda.is_available() else 1,
+            num_nodes=config.nodes,
+            # single-task schemes leave a head unused
+            strategy=DDPStrategy(find_unused_parameters=True) if several else "auto",
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+        )
+        fabric.launch()
+    return fabric
+
+
+def make_optimizer(config: RunConfig, module: nn.Module) -> Optimizer:
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return kind(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
