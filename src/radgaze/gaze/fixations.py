@@ -1,17 +1,21 @@
 """From raw gaze samples to fixations, counts and statistics.
 
-Fixation detection after Salvucci and Goldberg, *Identifying fixations and saccades in eye-tracking protocols*, ETRA 2000:
+Fixation detection after Salvucci and Goldberg, *Identifying fixations and saccades in eye-tracking protocols*,
+ETRA 2000:
 
-- I-DT, dispersion threshold: a window of at least the minimum duration whose dispersion D = (max x - min x) + (max y - min y) stays within the
-  threshold grows sample by sample until D exceeds it; otherwise the window drops its first sample.
-- I-VT, velocity threshold: neighbouring samples whose point-to-point velocity is below the threshold belong to one fixation.
+- I-DT, dispersion threshold: with D = (max x - min x) + (max y - min y), a window of at least the minimum duration
+  whose D stays within the threshold grows sample by sample until it exceeds it; a window that cannot reach the minimum
+  drops its first sample.
+- I-VT, velocity threshold: neighbouring samples whose point-to-point velocity is below the threshold belong to one
+  fixation.
 
 A fixation is its samples' centroid, the first one's time, and the time from the first to the last.
 
-Deviations: samples lost for up to ``max_gap`` are bridged, longer gaps and a change of reader always end a fixation (the paper's data have neither).
-In I-VT the paper labels samples, each by one of its two velocities; here the *step* between two samples is labelled, so that a saccade
-between two samples costs neither fixation a sample, and runs shorter than the minimum duration are dropped, as in Olsen, *The Tobii I-VT
-fixation filter*, 2012, whose 30 degrees per second and 75 ms gap are the defaults.
+Deviations: samples lost for up to ``max_gap`` are bridged, longer gaps and a change of reader always end a fixation
+(the paper's data have neither). In I-VT the paper labels samples, each by one of its two velocities; here the *step*
+between two samples is labelled, so that a saccade between two samples costs neither fixation a sample, and runs shorter
+than the minimum duration are dropped, as in Olsen, *The Tobii I-VT fixation filter*, 2012, whose 30 degrees per second
+and 75 ms gap are the defaults.
 """
 
 from __future__ import annotations
@@ -61,18 +65,18 @@ def detect_fixations(
     """Fixations of raw samples; a reader's samples are taken in order of time.
 
     Args:
-        gaze: samples with ``t``; invalid ones are skipped.
+        gaze: samples with ``t``; invalid and untimed ones are skipped.
         method: "i-dt" or "i-vt" (see the top of this file).
-        threshold: I-DT: largest dispersion; I-VT: velocity per second at which a saccade begins. Defaults in degrees: 1 and 30; in pixels there is
-            none, because it depends on the image.
+        threshold: I-DT: largest dispersion; I-VT: velocity per second at which a saccade begins. Defaults in degrees: 1
+            and 30; in pixels there is none, because it depends on the image.
         unit: of the threshold. Degrees need ``px_per_degree``, here or in the gaze.
         px_per_degree: image pixels per degree of visual angle, one number or (x, y); overrides the gaze's own.
         min_duration: seconds; shorter runs are no fixation.
         max_gap: seconds without a valid sample that a fixation may bridge.
 
     Returns:
-        Gaze of the fixations in time order per reader: centroid, ``t`` (start), ``duration``; ``reader`` and mean ``px_per_degree`` and the first sample's
-        ``shown`` where the samples have them.
+        Gaze of the fixations in time order per reader: centroid, ``t`` (start), ``duration``; ``reader`` and mean
+        ``px_per_degree`` and the first sample's ``shown`` where the samples have them.
 
     Raises:
         InputError: no times, a missing threshold or scale, an unknown method or unit.
@@ -89,17 +93,20 @@ def detect_fixations(
         threshold = _DEFAULT_THRESHOLD[method]
     if not threshold > 0 or min_duration < 0 or max_gap < 0:
         raise InputError(
-            f"threshold {threshold}, min_duration {min_duration} and max_gap {max_gap} must be above zero (durations may be zero)"
+            f"threshold {threshold:g}, min_duration {min_duration:g} s, max_gap {max_gap:g} s: "
+            "give a threshold above zero and times of at least zero"
         )
     samples = _Samples.of(gaze, unit, px_per_degree)
     find = _dispersion_runs if method == "i-dt" else _velocity_runs
-    runs = [run for run in find(samples, threshold, min_duration, max_gap)]
-    return samples.fixations(gaze, runs)
+    return samples.fixations(gaze, find(samples, threshold, min_duration, max_gap))
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """Valid samples sorted by reader, then time, as float64 arrays (n,). ``order`` gives their places in the original gaze."""
+    """Valid samples sorted by reader, then time, as float64 arrays (n,).
+
+    ``order`` is their places in the original gaze.
+    """
 
     order: NDArray[np.int64]
     x: NDArray[np.float64]

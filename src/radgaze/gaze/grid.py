@@ -8,15 +8,15 @@ from typing import Any
 
 from radgaze.errors import InputError
 
-__all__ = ["Grid"]
+__all__ = ["Grid", "check_size"]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A map of ``height`` x ``width`` pixels over a source image: row i is sampled at y = y0 + i·dy, column j at x = x0 + j·dx.
+    """A map of ``height`` x ``width`` pixels over a source image.
 
-    All in source pixels, pixel centres at integers. A grid knows nothing of the image's size; pixels that fall outside it are
-    padding, where a rendered map is zero.
+    Row i is sampled at y = y0 + i·dy, column j at x = x0 + j·dx, in source pixels with pixel centres at integers. A
+    grid knows nothing of the image's size; pixels that fall outside it are padding, where a rendered map is zero.
     """
 
     height: int
@@ -27,15 +27,15 @@ class Grid:
     dx: float
 
     def __post_init__(self) -> None:
-        _check_size((self.height, self.width), "a grid")
+        check_size((self.height, self.width), "a grid")
         if not (self.dy > 0 and self.dx > 0 and all(map(math.isfinite, (self.y0, self.x0, self.dy, self.dx)))):
             raise InputError(
-                f"grid origin ({self.y0}, {self.x0}) and step ({self.dy}, {self.dx}) must be finite, the steps above zero"
+                f"grid origin ({self.y0}, {self.x0}), step ({self.dy}, {self.dx}): give finite numbers, steps > 0"
             )
 
     @classmethod
     def strided(cls, source_size: tuple[int, int], stride: int, canvas: tuple[int, int] | None = None) -> Grid:
-        """Every ``stride``-th pixel, as the papers sample: of the image, or of a larger ``canvas`` (H, W) it is centred on.
+        """Every ``stride``-th pixel, as the papers sample, of the image or of a larger ``canvas`` (H, W) around it.
 
         The padding before the image is int((canvas - size) / 2) pixels, the papers' rounding.
         """
@@ -48,8 +48,8 @@ class Grid:
     @classmethod
     def area(cls, source_size: tuple[int, int], size: tuple[int, int]) -> Grid:
         """``size`` (h, w) equal cells that cover the image exactly, sampled at their centres."""
-        _check_size(source_size, "a source image")
-        _check_size(size, "a map")
+        check_size(source_size, "a source image")
+        check_size(size, "a map")
         dy, dx = source_size[0] / size[0], source_size[1] / size[1]
         return cls(size[0], size[1], (dy - 1) / 2, (dx - 1) / 2, dy, dx)
 
@@ -57,11 +57,11 @@ class Grid:
     def letterbox(cls, source_size: tuple[int, int], size: tuple[int, int]) -> Grid:
         """The whole image inside ``size`` (h, w), aspect kept, centred, padding around it.
 
-        The inner image is rounded to whole grid pixels, so that a resized image and a rendered map cover the same pixels; dy and dx
-        then differ by that rounding.
+        The inner image is rounded to whole grid pixels, so that a resized image and a rendered map cover the same
+        pixels; dy and dx then differ by that rounding.
         """
-        _check_size(source_size, "a source image")
-        _check_size(size, "a map")
+        check_size(source_size, "a source image")
+        check_size(size, "a map")
         shrink = min(size[0] / source_size[0], size[1] / source_size[1])
         inner = [min(max(round(source * shrink), 1), target) for source, target in zip(source_size, size, strict=True)]
         dy, dx = source_size[0] / inner[0], source_size[1] / inner[1]
@@ -72,7 +72,7 @@ class Grid:
     def canvas(cls, source_size: tuple[int, int], canvas: tuple[int, int], size: tuple[int, int]) -> Grid:
         """``size`` (h, w) equal cells of a ``canvas`` (H, W) the image is centred on, at its original scale."""
         (height, top), (width, left) = _centred(source_size, canvas)
-        _check_size(size, "a map")
+        check_size(size, "a map")
         dy, dx = height / size[0], width / size[1]
         return cls(size[0], size[1], (dy - 1) / 2 - top, (dx - 1) / 2 - left, dy, dx)
 
@@ -82,8 +82,8 @@ class Grid:
         return self.height, self.width
 
     def coarsen(self, size: tuple[int, int]) -> Grid:
-        """``size`` (h, w) equal cells covering this grid's pixels, sampled at the cells' centres: the grid of a CAM over an image."""
-        _check_size(size, "a map")
+        """``size`` (h, w) equal cells covering this grid's pixels, sampled at their centres: a CAM's grid."""
+        check_size(size, "a map")
         rows, columns = self.height / size[0], self.width / size[1]
         y0, x0 = self.y0 + (rows - 1) / 2 * self.dy, self.x0 + (columns - 1) / 2 * self.dx
         return Grid(size[0], size[1], y0, x0, self.dy * rows, self.dx * columns)
@@ -97,16 +97,17 @@ class Grid:
         return self.x0 + column * self.dx, self.y0 + row * self.dy
 
 
-def _check_size(size: tuple[int, int], what: str) -> None:
+def check_size(size: tuple[int, int], what: str) -> None:
+    """Refuse anything but (height, width) in whole pixels above zero; ``what`` names it in the error."""
     if len(size) != 2 or min(size) < 1 or any(int(extent) != extent for extent in size):
         raise InputError(f"{what} cannot be {size} pixels; give (height, width), whole numbers above zero")
 
 
 def _centred(source_size: tuple[int, int], canvas: tuple[int, int] | None) -> tuple[tuple[int, int], tuple[int, int]]:
     """(extent, padding before the image) along y and x."""
-    _check_size(source_size, "a source image")
+    check_size(source_size, "a source image")
     outer = source_size if canvas is None else canvas
-    _check_size(outer, "a canvas")
+    check_size(outer, "a canvas")
     if outer[0] < source_size[0] or outer[1] < source_size[1]:
         raise InputError(
             f"canvas {tuple(outer)} is smaller than the image {tuple(source_size)}; give one that holds it"

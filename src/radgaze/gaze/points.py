@@ -1,8 +1,8 @@
 """Gaze: where a reader looked, as points in the original image's pixels.
 
 Pixel centres are at integers and the origin is the centre of the top-left pixel, so an image of (H, W) pixels covers
--0.5 <= x <= W - 0.5 and -0.5 <= y <= H - 0.5. Nothing here is ever a heat map: maps are rendered from the points when they are
-needed, so that flips, crops and affine transforms move the points exactly.
+-0.5 <= x <= W - 0.5 and -0.5 <= y <= H - 0.5. Nothing here is ever a heat map: maps are rendered from the points when
+they are needed, so that flips, crops and affine transforms move the points exactly.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ __all__ = ["Gaze"]
 _PER_POINT_COLUMNS = {"px_per_degree": 2, "shown": 4}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Gaze:
     """N gaze samples or fixations of one study.
 
-    Every field accepts anything array-like; tensors keep their device and their gradient. A point whose x or y is NaN or infinite is
-    marked invalid instead of being refused, because eye trackers write such rows whenever they lose the eye.
+    Every field accepts anything array-like; tensors keep their device and their gradient. A point whose x or y is NaN
+    or infinite is marked invalid instead of being refused, because eye trackers write such rows whenever they lose the
+    eye.
 
     Args:
         x, y: (N,) column and row in original image pixels, float64.
@@ -35,7 +36,8 @@ class Gaze:
         reader: (N,) int64 code of the reader; the names live in the cohort.
         valid: (N,) bool; an invalid point is never rendered.
         px_per_degree: (N, 2) image pixels per degree of visual angle along x and y (REFLACX).
-        shown: (N, 4) xmin, ymin, xmax, ymax of the part of the image on screen, image pixels, upper ends exclusive (REFLACX).
+        shown: (N, 4) xmin, ymin, xmax, ymax of the part of the image on screen, image pixels, upper ends exclusive
+            (REFLACX).
 
     Raises:
         InputError: lengths differ, a shape is wrong, or a duration is negative.
@@ -104,7 +106,7 @@ class Gaze:
         return torch.ones(len(self), dtype=torch.bool, device=self.device) if self.valid is None else self.valid
 
     def inside(self, source_size: tuple[int, int]) -> Tensor:
-        """(N,) bool: the point is valid and lies on the image of ``source_size`` (H, W) pixels, its border pixels' area included."""
+        """(N,) bool: the point is valid and lies on the area of an image of ``source_size`` (H, W) pixels."""
         height, width = source_size
         x, y = self.x.detach(), self.y.detach()
         # NaN compares false, so a lost eye is outside whatever `valid` says.
@@ -130,7 +132,7 @@ class Gaze:
 
     @staticmethod
     def concat(parts: Sequence[Gaze]) -> Gaze:
-        """All points of ``parts`` in order. Every part must carry the same fields, ``valid`` apart (absent means all valid).
+        """All points of ``parts`` in order; where only some carry ``valid``, the others count as all valid.
 
         Raises:
             InputError: no parts, or a field that only some parts carry.
@@ -169,8 +171,8 @@ class Gaze:
     def crop(self, top: float, left: float) -> Gaze:
         """The points seen from a crop whose first pixel was at row ``top``, column ``left``.
 
-        Points beyond the crop are kept, so that time and order stay whole; they are simply outside the new image (see :meth:`inside`).
-        A negative ``top`` or ``left`` is padding.
+        Points beyond the crop are kept, so that time and order stay whole; they are simply outside the new image (see
+        :meth:`inside`). A negative ``top`` or ``left`` is padding.
         """
         shown = self.shown
         if shown is not None:
@@ -178,11 +180,11 @@ class Gaze:
         return replace(self, x=self.x - left, y=self.y - top, shown=shown)
 
     def affine(self, matrix: Any) -> Gaze:
-        """Move the points by ``matrix`` (2, 3) or (3, 3), forward: (x', y') = M · (x, y, 1), as OpenCV's ``warpAffine`` moves pixels.
+        """Move the points by ``matrix`` M (2, 3) or (3, 3), as ``cv2.warpAffine`` moves pixels: p' = M · (x, y, 1).
 
-        ``px_per_degree`` becomes the spread along the new axes of a Gaussian with the old spreads, which is exact when the axes stay axes
-        (scaling, flips, quarter turns) and leaves out the correlation otherwise; ``shown`` becomes the bounding box of the moved
-        rectangle.
+        ``px_per_degree`` becomes the spread along the new axes of a Gaussian with the old spreads, which is exact when
+        the axes stay axes (scaling, flips, quarter turns) and leaves out the correlation otherwise; ``shown`` becomes
+        the bounding box of the moved rectangle.
 
         Raises:
             InputError: the matrix has another shape, or a last row other than (0, 0, 1).

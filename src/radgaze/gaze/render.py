@@ -2,22 +2,26 @@
 
     S(v, u) = Σ_n w_n · N(u; x_n, σ_x) · N(v; y_n, σ_y)   =   K_y · diag(w) · K_xᵀ
 
-The Gaussian is separable, so a map of (h, w) pixels is the product of K_y (h, N) and K_x (N, w), each a table of one-dimensional Gaussians:
-exact at every resolution, on any device, differentiable in the points and the weights, and no full-resolution image is ever made.
+The Gaussian is separable, so a map of (h, w) pixels is the product of K_y (h, N) and K_x (N, w), each a table of
+one-dimensional Gaussians: exact at every resolution, on any device, differentiable in the points and the weights, and
+no full-resolution image is ever made.
 
-Sources: the `mt-unet` map of Zhu et al., arXiv 2202.07118 (a 501-tap OpenCV blur of the count image, border reflect-101, then padded and
-strided); the `gg-cam` maps of Zhu et al., arXiv 2202.07107 (201, 501 and 801 taps); the fixation heat maps of the EGD-CXR data set
-(σ = 150 px); and those of REFLACX (Bigolin Lanfredi et al., Scientific Data 2022: 1° of visual angle, duration-weighted, clipped to what
-was on screen).
+Sources: the `mt-unet` map of Zhu et al., arXiv 2202.07118 (a 501-tap OpenCV blur of the count image, border
+reflect-101, then padded and strided); the `gg-cam` maps of Zhu et al., arXiv 2202.07107 (201, 501 and 801 taps); the
+fixation heat maps of the EGD-CXR data set (σ = 150 px); and those of REFLACX (Bigolin Lanfredi et al., Scientific Data
+2022: 1° of visual angle, duration-weighted, clipped to what was on screen).
 
 Deviations and choices:
-- A point may lie between pixels, where OpenCV has no answer. The Gaussian is then evaluated at the exact distance, to the point and to its
-  mirror images at ±p + 2(L-1)m. OpenCV's reflect-101 does not repeat the border pixel, so the mirrored family fades out over the last
-  pixel: its weight is clip(min(p, L-1-p), 0, 1). At whole pixels this is OpenCV's result.
-- Taps beyond the kernel's radius are zero, and a truncated kernel is divided by the sum of its whole-pixel taps, as OpenCV divides.
+- A point may lie between pixels, where OpenCV has no answer. The Gaussian is then evaluated at the exact distance, to
+  the point and to its mirror images at ±p + 2(L-1)m. OpenCV's reflect-101 does not repeat the border pixel, so the
+  mirrored family fades out over the last pixel: its weight is clip(min(p, L-1-p), 0, 1). At whole pixels this is
+  OpenCV's result.
+- Taps beyond the kernel's radius are zero, and a truncated kernel is divided by the sum of its whole-pixel taps, as
+  OpenCV divides.
 - The blurred map is padded with zeros: grid pixels outside the image are zero.
-- `reflacx` keeps fixations just outside the image, whose Gaussians reach into it, as that data set's own code does. The other presets
-  drop points outside the image, because EGD-CXR marks lost gaze with negative coordinates that are no position.
+- `reflacx` keeps fixations just outside the image, whose Gaussians reach into it, as that data set's own code does. The
+  other presets drop points outside the image, because EGD-CXR marks lost gaze with negative coordinates that are no
+  position.
 - A map without range (empty, all outside, constant) is zero everywhere, whatever the scale.
 """
 
@@ -28,13 +32,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from radgaze.errors import InputError, nearest
-from radgaze.gaze.grid import Grid
+from radgaze.gaze.grid import Grid, check_size
 from radgaze.gaze.points import Gaze
 
 __all__ = ["PRESETS", "Edge", "Preset", "Scale", "Weights", "render", "render_batch"]
@@ -51,10 +55,11 @@ class Preset:
     Attributes:
         sigma: (σ_x, σ_y) in source pixels, or None for 1° of visual angle per point and axis (``Gaze.px_per_degree``).
         truncate: (x, y) radius in pixels beyond which a tap is zero; ``math.inf`` for none.
-        edge: "reflect" folds the Gaussian back at the image's edge (OpenCV's reflect-101), "none" lets it run out, "shown" also clips it to
-            the rectangle that was on screen.
+        edge: "reflect" folds the Gaussian back at the image's edge (OpenCV's reflect-101), "none" lets it run out,
+            "shown" also clips it to the rectangle that was on screen.
         weights: "ones", or "duration" in seconds.
-        scale: "min-max" to [0, 1], "max" divides by the maximum, "sum" makes the map sum to 1, "none" leaves the sum of densities.
+        scale: "min-max" to [0, 1], "max" divides by the maximum, "sum" makes the map sum to 1, "none" leaves the sum of
+            densities.
         outside: points outside the image are drawn too.
     """
 
@@ -101,7 +106,10 @@ def render(
     scale: Scale | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The attention map of one study, (h, w), on the gaze's device; gradients flow to ``gaze.x``, ``gaze.y`` and ``weights``.
+    """The attention map of one study, (h, w), on the gaze's device.
+
+    Gradients flow to ``gaze.x``, ``gaze.y`` and ``weights``. Whole-pixel points without gradients are looked up in
+    tables cached per image shape.
 
     Args:
         gaze: points in source pixels; invalid points, and with most presets points outside the image, are left out.
@@ -111,17 +119,20 @@ def render(
         size: (h, w) equal cells covering the image or ``canvas``.
         grid: the map's pixels, exactly; excludes ``stride``, ``size`` and ``canvas``.
         canvas: (H, W) the image is centred on before sampling.
-        sigma: standard deviation in source pixels, one or (σ_x, σ_y). A truncating preset keeps OpenCV's relation of radius to σ.
+        sigma: standard deviation in source pixels, one or (σ_x, σ_y). A truncating preset keeps OpenCV's relation of
+            radius to σ.
         truncate: radius in source pixels beyond which the Gaussian is zero; ``math.inf`` for none.
-        edge, weights, scale: see :class:`Preset`; ``weights`` may be a tensor (N,) of numbers >= 0, one per point of ``gaze``.
+        edge, weights, scale: see :class:`Preset`; ``weights`` may be a tensor (N,) of numbers >= 0, one per point of
+            ``gaze``.
         dtype: float32, or float64 to compute in double precision.
 
     Returns:
-        (h, w) tensor: in [0, 1] for "min-max" and "max", summing to 1 for "sum". All zero when no valid point lies on the image or the
-        map is constant; never NaN.
+        (h, w) tensor: in [0, 1] for "min-max" and "max", summing to 1 for "sum". All zero when no valid point lies on
+        the image or the map is constant; never NaN.
 
     Raises:
-        InputError: unknown preset or option, more than one of ``stride``, ``size`` and ``grid``, or fields the preset needs are missing.
+        InputError: unknown preset or option, more than one of ``stride``, ``size`` and ``grid``, or fields the preset
+            needs are missing.
     """
     if sum(choice is not None for choice in (stride, size, grid)) > 1 or (grid is not None and canvas is not None):
         raise InputError("more than one of stride, size and grid (or grid and canvas) was given; give one of them")
@@ -130,8 +141,9 @@ def render(
             grid = Grid.strided(source_size, 1 if stride is None else stride, canvas)
         else:
             grid = Grid.area(source_size, size) if canvas is None else Grid.canvas(source_size, canvas, size)
-    settings, drawn = _settle(preset, sigma, truncate, edge, weights, scale)
-    density, any_inside = _density(gaze, source_size, grid, settings, drawn, dtype)
+    named, given = (weights, None) if weights is None or isinstance(weights, str) else (None, weights)
+    settings = _settings(preset, sigma, truncate, edge, named, scale)
+    density, any_inside = _density(gaze, source_size, grid, settings, given, dtype)
     return _scaled(density[None], any_inside[None], settings.scale)[0][0]
 
 
@@ -157,67 +169,70 @@ def render_batch(
         has_map: (B,) bool, false where no valid point lies on the image or the map is constant; that map is zero.
 
     Raises:
-        InputError: as :func:`render`; also sequences of different lengths, an empty batch, or grids of different shapes.
+        InputError: as :func:`render`; also sequences of different lengths, an empty batch, or grids of different
+            shapes.
     """
     if not (len(gazes) == len(source_sizes) == len(grids)) or len(gazes) == 0:
         raise InputError(
-            f"batch of {len(gazes)} gazes, {len(source_sizes)} source sizes and {len(grids)} grids; give one of each per study, at least one"
+            f"batch of {len(gazes)} gazes, {len(source_sizes)} source sizes and {len(grids)} grids; "
+            "give one of each per study, at least one"
         )
     if len({grid.size for grid in grids}) > 1:
         raise InputError(
             f"grids of shapes {sorted({grid.size for grid in grids})} cannot be stacked; give grids of one (h, w)"
         )
-    tensors = [None] * len(gazes) if weights is None or isinstance(weights, str) else list(weights)
-    if len(tensors) != len(gazes):
-        raise InputError(f"{len(tensors)} weight tensors for {len(gazes)} gazes; give one per study")
-    settings, _ = _settle(preset, sigma, truncate, edge, weights if isinstance(weights, str) else None, scale)
+    named, given = (weights, None) if weights is None or isinstance(weights, str) else (None, list(weights))
+    if given is not None and len(given) != len(gazes):
+        raise InputError(f"{len(given)} weight tensors for {len(gazes)} gazes; give one per study")
+    settings = _settings(preset, sigma, truncate, edge, named, scale)
     drawn = [
-        _density(gaze, source_size, grid, settings, tensor, dtype)
-        for gaze, source_size, grid, tensor in zip(gazes, source_sizes, grids, tensors, strict=True)
+        _density(gaze, source_size, grid, settings, None if given is None else given[i], dtype)
+        for i, (gaze, source_size, grid) in enumerate(zip(gazes, source_sizes, grids, strict=True))
     ]
     densities, any_inside = zip(*drawn, strict=True)
     return _scaled(torch.stack(densities), torch.stack(any_inside), settings.scale)
 
 
-def _settle(
+def _settings(
     preset: str,
     sigma: float | tuple[float, float] | None,
     truncate: float | None,
     edge: Edge | None,
-    weights: Weights | Tensor | None,
+    weights: Weights | None,
     scale: Scale | None,
-) -> tuple[Preset, Tensor | None]:
-    """The preset with the caller's changes, and explicit weights if there are any."""
+) -> Preset:
+    """The preset with the caller's changes."""
     if preset not in PRESETS:
         raise InputError(f"unknown gaze preset {preset!r}: {nearest(preset, PRESETS)}")
+    for name, value, known in (("edge", edge, Edge), ("weights", weights, Weights), ("scale", scale, Scale)):
+        if value is not None and value not in get_args(known):
+            raise InputError(f"unknown gaze {name} {value!r}: {nearest(value, get_args(known))}")
     settings = PRESETS[preset]
+    settings = replace(
+        settings,
+        edge=edge or settings.edge,
+        weights=weights or settings.weights,
+        scale=scale or settings.scale,
+    )
     if sigma is not None:
-        pair = (float(sigma), float(sigma)) if isinstance(sigma, (int, float)) else (float(sigma[0]), float(sigma[1]))
+        pair = (float(sigma[0]), float(sigma[1])) if isinstance(sigma, (tuple, list)) else (float(sigma), float(sigma))
         if not all(0 < value < math.inf for value in pair):
             raise InputError(
-                f"sigma {sigma} px is not a positive number; give one, or (sigma_x, sigma_y), in source pixels"
+                f"sigma {sigma} px is not positive; give one number, or (sigma_x, sigma_y), in source pixels"
             )
-        settings = replace(settings, sigma=pair)
-        if settings.truncate != _UNBOUNDED:
-            # OpenCV's rule backwards: σ = 0.3·(radius - 1) + 0.8.
-            settings = replace(settings, truncate=(_opencv_radius(pair[0]), _opencv_radius(pair[1])))
+        radius = settings.truncate if settings.truncate == _UNBOUNDED else (_radius(pair[0]), _radius(pair[1]))
+        settings = replace(settings, sigma=pair, truncate=radius)
     if truncate is not None:
         if not truncate >= 0:
             raise InputError(f"truncate {truncate} px is not a radius; give a number >= 0, or math.inf for none")
         settings = replace(settings, truncate=(float(truncate), float(truncate)))
-    for name, value, known in (
-        ("edge", edge, get_args(Edge)),
-        ("weights", weights if isinstance(weights, str) else None, get_args(Weights)),
-        ("scale", scale, get_args(Scale)),
-    ):
-        if value is not None:
-            if value not in known:
-                raise InputError(f"unknown gaze {name} {value!r}: {nearest(value, known)}")
-            settings = replace(settings, **{name: value})
-    return settings, weights if isinstance(weights, Tensor) else None
+    if settings.sigma is None and settings.edge == "reflect":
+        raise InputError("edge 'reflect' needs one spread for all points; give sigma in pixels, or another edge")
+    return settings
 
 
-def _opencv_radius(sigma: float) -> float:
+def _radius(sigma: float) -> float:
+    """OpenCV's rule backwards: σ = 0.3·(radius - 1) + 0.8."""
     return float(max(round((sigma - 0.5) / 0.3), 1))
 
 
@@ -226,82 +241,90 @@ def _density(
     source_size: tuple[int, int],
     grid: Grid,
     settings: Preset,
-    weights: Tensor | None,
+    given: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Unscaled map (h, w), and whether any valid point lies on the image (a bool tensor)."""
+    check_size(source_size, "a source image")
+    weights = _weights(gaze, settings, given)
     inside = gaze.inside(source_size)
-    chosen = (gaze.usable if settings.outside else inside).nonzero().squeeze(1)
-    weights = _weights(gaze, settings, weights)
-    x, y = gaze.x[chosen], gaze.y[chosen]
+    drawn = (gaze.usable if settings.outside and settings.edge != "reflect" else inside).nonzero().squeeze(1)
+    # In order of y, so that a band of the map's rows is made by a run of points (see _product).
+    drawn = drawn[gaze.y.detach()[drawn].argsort()]
+    reflect = settings.edge == "reflect"
+    sigma_x, sigma_y = settings.sigma or (None, None)
+    radius_x, radius_y = settings.truncate
+    axis_x = _Axis(source_size[1], grid.width, grid.x0, grid.dx, sigma_x, radius_x, reflect)
+    axis_y = _Axis(source_size[0], grid.height, grid.y0, grid.dy, sigma_y, radius_y, reflect)
+    k_x, k_y = _kernel(axis_x, 0, gaze, drawn, settings, dtype), _kernel(axis_y, 1, gaze, drawn, settings, dtype)
     if weights is not None:
-        weights = weights[chosen].to(dtype)
-    if settings.sigma is None or settings.edge == "shown":
-        k_y, k_x = _kernels_per_point(gaze, chosen, source_size, grid, settings, dtype)
-    else:
-        axis_y = _Axis(
-            source_size[0], grid.height, grid.y0, grid.dy, settings.sigma[1], settings.truncate[1], settings.edge
-        )
-        axis_x = _Axis(
-            source_size[1], grid.width, grid.x0, grid.dx, settings.sigma[0], settings.truncate[0], settings.edge
-        )
-        k_y, k_x = _rows(axis_y, y, dtype), _rows(axis_x, x, dtype)
-    if weights is not None:
-        k_x = k_x * weights[:, None]
-    return k_y.T @ k_x, inside.any()
+        k_x = k_x * weights[drawn].to(dtype)[:, None]
+    return _product(k_y, k_x, gaze.y.detach()[drawn], axis_y), inside.any()
 
 
-def _weights(gaze: Gaze, settings: Preset, weights: Tensor | None) -> Tensor | None:
+def _weights(gaze: Gaze, settings: Preset, given: Tensor | None) -> Tensor | None:
     """(N,) weight of every point, or None for ones."""
-    if weights is None:
-        if settings.weights == "ones":
-            return None
-        if gaze.duration is None:
-            raise InputError(
-                "gaze has no duration but the map is weighted by it; give durations in seconds, or weights='ones'"
-            )
+    if given is not None:
+        weights = torch.as_tensor(given, device=gaze.device)
+        if weights.shape != (len(gaze),):
+            raise InputError(f"weights of shape {tuple(weights.shape)} for {len(gaze)} points; give one per point")
+    elif settings.weights == "ones":
+        return None
+    elif gaze.duration is None:
+        raise InputError("gaze has no duration but the map is weighted by it; give durations, or weights='ones'")
+    else:
         weights = gaze.duration
-    elif weights.shape != (len(gaze),):
+    valid = weights.detach()[gaze.usable]
+    if not bool((torch.isfinite(valid) & (valid >= 0)).all()):
         raise InputError(
-            f"weights of shape {tuple(weights.shape)} for {len(gaze)} gaze points; give one weight per point"
+            "gaze weights contain NaN, infinite or negative numbers; give finite weights (or durations) >= 0"
         )
-    if not bool((weights.detach()[gaze.usable] >= 0).all()):
-        raise InputError("gaze weights contain NaN or negative numbers; give finite weights (or durations) >= 0")
     return weights
 
 
-def _kernels_per_point(
-    gaze: Gaze, chosen: Tensor, source_size: tuple[int, int], grid: Grid, settings: Preset, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """K_y and K_x where every point has its own spread or its own rectangle."""
-    if settings.sigma is None:
-        if gaze.px_per_degree is None:
-            raise InputError(
-                "gaze has no px_per_degree but sigma is 1 degree of visual angle; give px_per_degree, or sigma in pixels"
-            )
-        spreads = gaze.px_per_degree[chosen]
-        if not bool((spreads > 0).all()):
-            raise InputError(
-                "gaze px_per_degree contains NaN or numbers <= 0; give positive pixels per degree, or mark the point invalid"
-            )
+def _kernel(axis: _Axis, i: int, gaze: Gaze, drawn: Tensor, settings: Preset, dtype: torch.dtype) -> Tensor:
+    """K (N, count) of the points ``drawn`` along the image's axis ``i`` (0 for x, 1 for y)."""
+    points = (gaze.x, gaze.y)[i][drawn]
+    if axis.sigma is not None:
+        kernel = _rows(axis, points, dtype)
+    elif gaze.px_per_degree is None:
+        raise InputError("gaze has no px_per_degree but sigma is 1 degree; give px_per_degree, or sigma in pixels")
     else:
-        spreads = torch.tensor([settings.sigma], dtype=gaze.x.dtype, device=gaze.device).expand(len(chosen), 2)
-    kernels = []
-    for axis, points in ((1, gaze.y), (0, gaze.x)):
-        length, count, start, step = (
-            (source_size[1], grid.width, grid.x0, grid.dx)
-            if axis == 0
-            else (source_size[0], grid.height, grid.y0, grid.dy)
-        )
-        line = _Axis(length, count, start, step, 1.0, settings.truncate[axis], "none")
-        kernel = line.evaluate(points[chosen], dtype, spreads[:, axis])
-        if settings.edge == "shown" and gaze.shown is not None:
-            # Half-open pixel rectangle: its area starts half a pixel before xmin and ends half a pixel before xmax.
-            low, high = gaze.shown[chosen, axis] - 0.5, gaze.shown[chosen, axis + 2] - 0.5
-            positions = line.positions(points)
-            kernel = kernel.masked_fill((positions < low[:, None]) | (positions >= high[:, None]), 0.0)
-        kernels.append(kernel)
-    return kernels[0], kernels[1]
+        spread = gaze.px_per_degree[drawn, i]
+        if not bool((torch.isfinite(spread) & (spread > 0)).all()):
+            raise InputError(
+                "gaze px_per_degree has NaN or numbers <= 0; give pixels per degree, or mark the point invalid"
+            )
+        kernel = axis.evaluate(points, dtype, spread)
+    if settings.edge == "shown" and gaze.shown is not None:
+        # The area of the half-open pixel rectangle starts half a pixel before its first pixel and ends half a pixel
+        # after its last.
+        low, high = gaze.shown[drawn, i, None] - 0.5, gaze.shown[drawn, i + 2, None] - 0.5
+        positions = axis.positions(points)
+        kernel = kernel.masked_fill((positions < low) | (positions >= high), 0.0)
+    return kernel
+
+
+def _product(k_y: Tensor, k_x: Tensor, y: Tensor, axis: _Axis) -> Tensor:
+    """K_yᵀ · K_x (h, w) of points sorted by ``y``.
+
+    A truncated Gaussian reaches few rows, so on a CPU each band of rows is multiplied with only the points that reach
+    it: a third of the work for a 640x512 map. Reflection does not lengthen a point's reach: its mirror image lies
+        beyond the edge.
+    """
+    if axis.radius == math.inf or axis.count <= _BAND or k_y.device.type != "cpu":
+        return k_y.T @ k_x
+    tops = range(0, axis.count, _BAND)
+    rows = axis.positions(y)
+    # A pixel to spare, for points and map pixels on the outer half of the image's border pixels.
+    reach = axis.radius + 1
+    start = torch.searchsorted(y, rows[::_BAND] - reach).tolist()
+    stop = torch.searchsorted(y, rows[[min(top + _BAND, axis.count) - 1 for top in tops]] + reach).tolist()
+    return torch.cat([k_y[a:b, top : top + _BAND].T @ k_x[a:b] for top, a, b in zip(tops, start, stop, strict=True)])
+
+
+# Rows: narrower bands waste fewer points, wider ones multiply faster; 64 was best or near it at 1 and 2 threads.
+_BAND = 64
 
 
 def _scaled(density: Tensor, any_inside: Tensor, scale: Scale) -> tuple[Tensor, Tensor]:
@@ -325,96 +348,114 @@ def _scaled(density: Tensor, any_inside: Tensor, scale: Scale) -> tuple[Tensor, 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of a rendering: where its map pixels sit in the image, and the Gaussian drawn along it. Hashable, so it keys the cache."""
+    """One axis of a rendering: where its map pixels sit in the image, and the Gaussian drawn along it.
+
+    ``sigma`` None means that every point brings its own. Hashable, so that it keys the table cache.
+    """
 
     length: int
     count: int
     start: float
     step: float
-    sigma: float
+    sigma: float | None
     radius: float
-    edge: Edge
+    reflect: bool
 
     def positions(self, like: Tensor) -> Tensor:
         """(count,) source coordinate of every map pixel, in ``like``'s dtype and device."""
         return torch.arange(self.count, dtype=like.dtype, device=like.device) * self.step + self.start
 
-    def evaluate(self, points: Tensor, dtype: torch.dtype, sigma: Tensor | None = None) -> Tensor:
-        """(N, count): the Gaussian of every point at every map pixel, zero at pixels outside the image.
+    def evaluate(self, points: Tensor, dtype: torch.dtype, spread: Tensor | None = None) -> Tensor:
+        """(N, count): the Gaussian of every point at every map pixel, zero at map pixels outside the image.
 
-        ``sigma`` (N,) gives every point its own spread; such Gaussians are not reflected.
+        ``spread`` (N,) is every point's own σ, where the axis has none.
         """
         positions = self.positions(points)
         on_image = (positions >= -0.5) & (positions <= self.length - 0.5)
-        if self.edge == "reflect" and self.length == 1:
-            # Every tap of the kernel falls on the only pixel, and they sum to one.
-            return on_image.to(dtype).expand(len(points), -1) + 0 * points[:, None].to(dtype)
-        # A weight of zero as a logarithm: outside pixels cost no pass of their own, and exp(-inf) has a zero gradient.
+        # A weight of zero as a logarithm: outside pixels then cost no pass of their own, and exp(-inf) has gradient
+        # zero.
         log_weight = torch.where(on_image, 0.0, -math.inf).to(dtype)
-        if sigma is None:
-            log_weight = log_weight + math.log(self._peak())
-        else:
-            log_weight = log_weight - (sigma * math.sqrt(2 * math.pi)).log().to(dtype)[:, None]
-        kernel = self._taps(positions, points, log_weight, dtype, sigma)
-        if self.edge != "reflect":
+        if spread is not None:
+            sigma = spread.to(dtype)[:, None]
+            return self._taps(positions, points, sigma, log_weight - (sigma * math.sqrt(2 * math.pi)).log())
+        assert self.sigma is not None
+        if self.reflect and (self.length == 1 or self._turns() > _FLAT_TURNS):
+            return on_image.to(dtype) * self._flat(points).to(dtype)[:, None]
+        log_weight = log_weight + math.log(self._peak())
+        kernel = self._taps(positions, points, self.sigma, log_weight)
+        if not self.reflect:
             return kernel
+        reach = self._reach()
         for sign, shift in self._mirror_images():
             images = sign * points + shift
-            reach = self._reach()
-            near = ((images >= -0.5 - reach) & (images <= self.length - 0.5 + reach)).detach().nonzero().squeeze(1)
+            near = ((images >= -0.5 - reach) & (images <= self.length - 0.5 + reach)).nonzero().squeeze(1)
             if len(near) == 0:
                 continue
-            taps = self._taps(positions, images[near], log_weight, dtype, None)
+            taps = self._taps(positions, images[near], self.sigma, log_weight)
             if sign < 0:
-                p = points[near]
-                taps = taps * torch.minimum(p, self.length - 1 - p).clamp(0, 1).to(dtype)[:, None]
+                taps = taps * self._mirror_weight(points[near]).to(dtype)[:, None]
             kernel = kernel.index_add(0, near, taps)
         return kernel
 
-    def _taps(
-        self, positions: Tensor, points: Tensor, log_weight: Tensor, dtype: torch.dtype, sigma: Tensor | None
-    ) -> Tensor:
-        # Distances in the points' own precision: at 3,000 px float32 would already cost 1e-4 of a pixel.
-        distance = (positions - points[:, None]).to(dtype)
-        if sigma is not None:
-            z = distance / sigma.to(dtype)[:, None]
-            taps = torch.exp(torch.addcmul(log_weight, z, z, value=-0.5))
-        else:
-            taps = torch.exp(torch.addcmul(log_weight, distance, distance, value=-0.5 / self.sigma**2))
-        if self.radius == math.inf:
-            return taps
-        return taps.masked_fill(distance.detach().abs() > self.radius, 0.0)
-
-    def _reach(self) -> float:
-        """Distance beyond which a tap is zero: by truncation, or in double precision beside its neighbours (exp(-9²/2) = 3e-18)."""
-        return min(self.radius, 9 * self.sigma)
+    def _taps(self, positions: Tensor, points: Tensor, sigma: float | Tensor, log_weight: Tensor) -> Tensor:
+        # Distances in the points' own precision: at 3,000 px float32 would cost 1e-4 of a pixel.
+        distance = (positions - points[:, None]).to(log_weight.dtype)
+        z = distance / sigma
+        taps = torch.exp(torch.addcmul(log_weight, z, z, value=-0.5))
+        return taps if self.radius == math.inf else taps.masked_fill(distance.detach().abs() > self.radius, 0.0)
 
     def _mirror_images(self) -> list[tuple[int, float]]:
-        """(sign, shift) of the images sign·p + shift that reflect-101 makes of a point, the point itself apart, if they can matter."""
-        period = 2 * (self.length - 1)
-        turns = math.ceil((self.length + self._reach()) / period)
-        return [(sign, float(period * m)) for m in range(-turns, turns + 1) for sign in (1, -1) if (sign, m) != (1, 0)]
+        """(sign, shift) of the images sign·p + shift that reflect-101 makes of a point, the point itself left out."""
+        period, turns = 2.0 * (self.length - 1), self._turns()
+        return [(sign, period * m) for m in range(-turns, turns + 1) for sign in (1, -1) if (sign, m) != (1, 0)]
+
+    def _mirror_weight(self, points: Tensor) -> Tensor:
+        """(N,): 1, falling to 0 over the border pixel, which reflect-101 does not repeat."""
+        return torch.minimum(points, self.length - 1 - points).clamp(0, 1)
+
+    def _flat(self, points: Tensor) -> Tensor:
+        """(N,): the kernel's limit when it covers the image many times over: every fold adds the same everywhere."""
+        if self.length == 1:
+            return torch.ones_like(points)
+        return (1 + self._mirror_weight(points)) / (2 * (self.length - 1))
+
+    def _turns(self) -> int:
+        """How many periods of the mirrored image the kernel reaches to either side."""
+        return math.ceil((self.length + self._reach()) / (2 * (self.length - 1)))
+
+    def _reach(self) -> float:
+        """Distance where a tap is zero: by truncation, or beside its neighbours in double precision, exp(-9²/2) =
+        3e-18."""
+        assert self.sigma is not None
+        return min(self.radius, 9 * self.sigma)
 
     def _peak(self) -> float:
-        """Height of the kernel: OpenCV divides its whole-pixel taps by their sum; an untruncated Gaussian is a density."""
+        """The kernel's height: OpenCV divides whole-pixel taps by their sum; an untruncated Gaussian is a density."""
+        assert self.sigma is not None
         if self.radius == math.inf:
             return 1 / (self.sigma * math.sqrt(2 * math.pi))
-        taps = (math.exp(-0.5 * (k / self.sigma) ** 2) for k in range(1, math.floor(self.radius) + 1))
-        return 1 / (1 + 2 * math.fsum(taps))
+        reach = math.floor(self._reach())
+        return 1 / (1 + 2 * math.fsum(math.exp(-0.5 * (k / self.sigma) ** 2) for k in range(1, reach + 1)))
+
+
+# A kernel this many image periods wide leaves a map flat to about 1e-4; folding it exactly would take ever longer.
+_FLAT_TURNS = 32
 
 
 def _rows(axis: _Axis, points: Tensor, dtype: torch.dtype) -> Tensor:
-    """K (N, count) of points along an axis: rows of a cached table for whole pixels, evaluated anew for anything finer."""
-    if points.requires_grad and torch.is_grad_enabled():
+    """K (N, count) of points along an axis: rows of a cached table at whole pixels, evaluated anew for anything
+    finer."""
+    if (points.requires_grad and torch.is_grad_enabled()) or not _TABLES.worth(axis, dtype):
         return axis.evaluate(points, dtype)
     index = points.detach().to(torch.int64)
-    if bool((index != points).any()) or not _TABLES.worth(axis, dtype):
+    if bool(((index != points) | (index < 0) | (index >= axis.length)).any()):
         return axis.evaluate(points, dtype)
     return _TABLES.get(axis, dtype, points.device).index_select(0, index)
 
 
 class _TableCache:
-    """The Gaussians of every whole pixel of an axis, (length, count), least recently used thrown away beyond ``budget`` bytes."""
+    """The Gaussians of every whole pixel of an axis, (length, count), least recently used thrown away beyond ``budget``
+    bytes."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
