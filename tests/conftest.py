@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from radgaze.cohort import Cohort
+from tests.cohorts import blob_cohort
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -21,3 +24,9 @@ def shared_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """24 studies in 3 classes with gaze, a mask and a box each, at 48x32. Shared: do not write to it."""
+    return blob_cohort(tmp_path_factory.mktemp("blobs"))

@@ -1,0 +1,539 @@
+"""The command line: parse, call, print. Everything it does is a function of the package."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from radgaze import __version__
+from radgaze.errors import InputError, RadgazeError
+
+if TYPE_CHECKING:
+    from radgaze.cohort import Cohort
+
+app = typer.Typer(
+    name="radgaze",
+    help="Learn from where radiologists look: gaze-supervised, explainable chest X-ray networks.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+import_app = typer.Typer(help="Import a data set into a cohort.", no_args_is_help=True)
+app.add_typer(import_app, name="import")
+
+messages = Console(stderr=True)
+tables = Console()
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+Size = Annotated[str, typer.Option(help="Working size, HEIGHTxWIDTH, e.g. 640x512.")]
+Fit = Annotated[str, typer.Option(help="letterbox (keep the aspect, pad), stretch, or canvas (see --canvas).")]
+Canvas = Annotated[
+    str | None, typer.Option(help="With --fit canvas: HEIGHTxWIDTH in source pixels; 3200x2560 mimics the papers.")
+]
+Out = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")]
+Workers = Annotated[int | None, typer.Option(help="Processes; one per core by default.")]
+Strict = Annotated[bool, typer.Option(help="Stop at the first broken study instead of leaving it out by name.")]
+Split = Annotated[
+    str, typer.Option(help="patient, source (as the data set says), or image (mimics the papers; leaks patients).")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the split.")]
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    context.obj = {"debug": debug}
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@import_app.command("egd-cxr", epilog="Example: radgaze import egd-cxr egd-cxr/1.0.0 --images mimic-cxr --out cohort")
+def import_egd_cxr_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with master_sheet.csv.")],
+    images: Annotated[Path, typer.Option(help="Where the MIMIC-CXR images are (DICOM or JPEG), at any depth.")],
+    out: Out,
+    gaze: Annotated[str, typer.Option(help="samples (every raw sample, as in the papers) or fixations.")] = "samples",
+    size: Size = "640x512",
+    fit: Fit = "letterbox",
+    canvas: Canvas = None,
+    split: Split = "patient",
+    seed: Seed = 0,
+    workers: Workers = None,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Import EGD-CXR 1.0.0 with its gaze, masks, boxes and labels."""
+    from radgaze.cohort.sources.egd_cxr import import_egd_cxr
+
+    cohort = import_egd_cxr(
+        folder,
+        images,
+        out,
+        gaze=gaze,  # type: ignore[arg-type]
+        size=parse_size(size),
+        fit=fit,
+        canvas=parse_size(canvas) if canvas else None,
+        split=split,  # type: ignore[arg-type]
+        seed=seed,
+        workers=workers,
+        strict=strict,
+        progress=not quiet,
+    )
+    print_cohort(cohort, as_json)
+
+
+@import_app.command("reflacx", epilog="Example: radgaze import reflacx reflacx/1.0.0 --images mimic-cxr --out cohort")
+def import_reflacx_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with main_data.")],
+    images: Annotated[Path, typer.Option(help="Where the MIMIC-CXR images are (DICOM or JPEG), at any depth.")],
+    out: Out,
+    gaze: Annotated[str, typer.Option(help="fixations, or samples (1,000 Hz, from gaze_data).")] = "fixations",
+    phases: Annotated[str, typer.Option(help="Which phases, e.g. 1,2,3.")] = "1,2,3",
+    size: Size = "640x512",
+    fit: Fit = "letterbox",
+    canvas: Canvas = None,
+    split: Split = "patient",
+    seed: Seed = 0,
+    workers: Workers = None,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Import REFLACX 1.0.0; a study is one reading, readings of one image share its pixels."""
+    from radgaze.cohort.sources.reflacx import import_reflacx
+
+    cohort = import_reflacx(
+        folder,
+        images,
+        out,
+        gaze=gaze,  # type: ignore[arg-type]
+        phases=parse_integers(phases, "--phases"),
+        size=parse_size(size),
+        fit=fit,
+        canvas=parse_size(canvas) if canvas else None,
+        split=split,  # type: ignore[arg-type]
+        seed=seed,
+        workers=workers,
+        strict=strict,
+        progress=not quiet,
+    )
+    print_cohort(cohort, as_json)
+
+
+@import_app.command("tables", epilog="Example: radgaze import tables images.csv --gaze gaze.csv --out cohort")
+def import_tables_command(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES.csv", help="study_id, image[, patient_id, label, split …]")],
+    out: Out,
+    gaze: Annotated[Path | None, typer.Option(help="study_id, x, y[, t, duration, reader, valid]")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="study_id, name, xmin, ymin, xmax, ymax")] = None,
+    gaze_kind: Annotated[str | None, typer.Option(help="Whether the gaze table holds samples or fixations.")] = None,
+    size: Size = "640x512",
+    fit: Fit = "letterbox",
+    canvas: Canvas = None,
+    split: Annotated[
+        str | None, typer.Option(help="patient, source or image; source if the table has a split.")
+    ] = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Import any data set described by CSV tables."""
+    from radgaze.cohort.sources.tables import import_tables
+
+    optional: dict[str, Any] = {"gaze_kind": gaze_kind, "split": split}
+    cohort = import_tables(
+        images,
+        out,
+        gaze=gaze,
+        boxes=boxes,
+        size=parse_size(size),
+        fit=fit,
+        canvas=parse_size(canvas) if canvas else None,
+        seed=seed,
+        workers=workers,
+        strict=strict,
+        progress=not quiet,
+        **{key: value for key, value in optional.items() if value is not None},
+    )
+    print_cohort(cohort, as_json)
+
+
+@app.command(epilog="Example: radgaze phantom data --studies 240 --layout egd-cxr")
+def phantom(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; it must not exist yet.")],
+    studies: Annotated[int, typer.Option(help="How many studies.")] = 200,
+    layout: Annotated[str, typer.Option(help="egd-cxr or reflacx.")] = "egd-cxr",
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    image_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the radiographs.")] = None,
+    difficulty: Annotated[float, typer.Option(help="0 (disease is plain) to 1 (hardly visible).")] = 0.3,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a synthetic data set: chest X-rays, a reader's gaze, masks and boxes in a public layout."""
+    from radgaze.cohort.phantom import make_phantom
+
+    size = {"image_size": parse_size(image_size)} if image_size else {}
+    make_phantom(
+        folder,
+        studies=studies,
+        layout=layout,  # type: ignore[arg-type]
+        seed=seed,
+        difficulty=difficulty,
+        workers=workers,
+        progress=not quiet,
+        **size,
+    )
+    tables.print(f"{studies} synthetic studies in the {layout} layout: {folder}")
+
+
+@app.command(epilog="Example: radgaze info cohort")
+def info(
+    folder: Annotated[Path, typer.Argument(metavar="COHORT")],
+    check: Annotated[bool, typer.Option(help="Also verify the checksum of every file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a cohort holds: studies, splits, gaze, masks, boxes, what was left out and why."""
+    from radgaze.cohort import Cohort
+
+    cohort = Cohort.open(folder)
+    if check:
+        cohort.check()
+    print_cohort(cohort, as_json)
+
+
+@app.command(epilog="Example: radgaze split cohort --seed 1")
+def split(
+    folder: Annotated[Path, typer.Argument(metavar="COHORT")],
+    by: Annotated[str, typer.Option(help="patient, or image (mimics the papers; leaks patients).")] = "patient",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Split a cohort anew into train, val and test."""
+    from radgaze.cohort import resplit
+
+    print_cohort(resplit(folder, by=by, seed=seed), as_json)  # type: ignore[arg-type]
+
+
+@app.command(epilog="Example: radgaze train mt-unet cohort --out runs/first --epochs 60 --seed 1")
+def train(
+    method: Annotated[str, typer.Argument(help="mt-unet")],
+    cohort: Annotated[Path, typer.Argument(metavar="COHORT")],
+    out: Annotated[Path, typer.Option(help="The run folder.")],
+    attention: Annotated[str | None, typer.Option(help="gaze, mask:NAME (e.g. mask:lungs), boxes.")] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Blur of the gaze in source pixels; the preset's if absent.")
+    ] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="uncertainty-class, uncertainty, equal, saliency-only, class-only.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Base width of the U-Net.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="A named encoder instead, e.g. resnet34 or tu-convnext_tiny.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Encoder weights: a .safetensors file, or hub.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most this many epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Studies per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="plateau (the papers') or one-cycle.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Plateau: epochs without improvement before the rate drops.")
+    ] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Seconds of training, over all sittings.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs (or CPU processes).")] = None,
+    augment: Annotated[
+        bool, typer.Option(help="Random motion and shading; --no-augment trains as the papers did.")
+    ] = True,
+    config: Annotated[Path | None, typer.Option(help="A JSON file of settings, or a run's config.json.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, KEY=VALUE, e.g. clip=1.0.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run with the same settings.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a method on a cohort; the best epoch on the validation split is kept."""
+    from radgaze.training import Augmentation, fit
+
+    settings = read_settings(config)
+    for pair in setting or []:
+        key, value = parse_setting(pair)
+        place(settings, key, value)
+    flags: dict[str, Any] = {
+        "attention": attention,
+        "sigma": sigma,
+        "objective.scheme": scheme,
+        "model.width": width,
+        "model.encoder": encoder,
+        "model.weights": weights,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "patience": patience,
+        "time_budget": time_budget,
+        "precision": precision,
+        "devices": devices,
+        "seed": seed,
+    }
+    for key, value in flags.items():
+        if value is not None:
+            place(settings, key, value)
+    if not augment:
+        settings["augmentation"] = Augmentation.none().model_dump()
+    run = fit(cohort, out, method, resume=resume, progress=not quiet, **settings)
+    state = run.state
+    best = next(row for row in state.history if row["epoch"] == state.best_epoch)
+    result = {
+        "run": str(out),
+        "epochs": state.epoch,
+        "finished": state.finished,
+        "seconds": round(state.seconds, 1),
+        "best": best,
+    }
+    if as_json:
+        print_json(result)
+        return
+    table = Table(
+        "best epoch", *(key for key in best if key.startswith("val_")), title=f"{method}: {run.content['attention']}"
+    )
+    table.add_row(
+        f"{state.best_epoch} of {state.epoch}", *(f"{v:.4f}" for k, v in best.items() if k.startswith("val_"))
+    )
+    tables.print(table)
+    tables.print(f"Ended: {state.finished}. Next: radgaze evaluate {out}")
+
+
+@app.command(epilog="Example: radgaze evaluate runs/first")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    cohort: Annotated[Path | None, typer.Option(help="Another cohort with the same classes and size.")] = None,
+    split: Annotated[str, typer.Option(help="test, val, train or all.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; the run itself by default.")] = None,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples over patients.")] = 2000,
+    batch_size: Annotated[int, typer.Option(help="Studies per forward pass.")] = 16,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a run and write report.json and a self-contained report.html."""
+    from radgaze.inference import evaluate
+
+    report = evaluate(run, cohort, split=split, out=out, resamples=resamples, batch_size=batch_size, progress=not quiet)
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report)
+
+
+@app.command(epilog="Example: radgaze demo --out demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the cohort and the run.")] = Path("demo"),
+    studies: Annotated[int, typer.Option(help="Synthetic studies.")] = 240,
+    epochs: Annotated[int, typer.Option(help="Training epochs.")] = 30,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Synthetic EGD-CXR data → import → MT-UNet → report, in a few minutes on two cores."""
+    from radgaze.demo import run_demo
+
+    report = run_demo(out, studies=studies, epochs=epochs, progress=not quiet)
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise InputError(f"Size {text!r} is not HEIGHTxWIDTH; write for example 640x512.")
+    return int(height), int(width)
+
+
+def parse_integers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {text!r} is not a list of whole numbers; write for example 1,2,3.") from None
+
+
+def parse_setting(pair: str) -> tuple[str, Any]:
+    key, equals, value = pair.partition("=")
+    if not (key and equals):
+        raise InputError(f"--set {pair!r} is not KEY=VALUE; write for example --set clip=1.0.")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value  # a bare word is a string
+
+
+def read_settings(config: Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    from radgaze.files import read_json
+
+    content = read_json(config, "a file of settings")
+    settings = content.get("run", content) if isinstance(content, dict) else None
+    if not isinstance(settings, dict):
+        raise InputError(
+            f'{str(config)!r} does not hold a JSON object of settings; write for example {{"epochs": 30}}.'
+        )
+    return {key: value for key, value in settings.items() if key != "method"}
+
+
+def place(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``a.b`` as ``settings["a"]["b"]``."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise InputError(f"Setting {key!r} goes below {parent!r}, which is not a group of settings.")
+    settings[last] = value
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_cohort(cohort: Cohort, as_json: bool) -> None:
+    import polars as pl
+
+    studies = cohort.studies
+    label = pl.col("label").fill_null("(none)") if cohort.task == "multiclass" else pl.lit("all")
+    counted = (
+        studies.with_columns(label.alias("class"))
+        .group_by("split", "class")
+        .agg(
+            pl.len().alias("studies"),
+            pl.col("patient_id").n_unique().alias("patients"),
+            (pl.col("gaze_count") > 0).sum().alias("with gaze"),
+        )
+        .sort(pl.col("split").replace_strict({"train": 0, "val": 1, "test": 2}), "class")
+    )
+    summary = {
+        "name": cohort.name,
+        "path": str(cohort.path),
+        "source": cohort.meta["source"],
+        "studies": len(cohort),
+        "patients": studies["patient_id"].n_unique(),
+        "size": list(cohort.size),
+        "task": cohort.task,
+        "classes": cohort.classes,
+        "gaze": cohort.gaze_kind,
+        "gaze points": int(studies["gaze_count"].sum()),
+        "masks": cohort.structures,
+        "boxes": cohort.has_boxes,
+        "split by": cohort.meta["split_by"],
+        "counts": cohort.meta["counts"],
+        "left out": cohort.meta["left_out"],
+    }
+    if as_json:
+        print_json({**summary, "splits": counted.to_dicts()})
+        return
+    table = Table(*counted.columns, title=f"{cohort.name}: {len(cohort)} studies of {summary['patients']} patients")
+    for row in counted.iter_rows():
+        table.add_row(*map(str, row))
+    tables.print(table)
+    facts = Table(show_header=False, box=None)
+    for key in ("source", "size", "task", "gaze", "gaze points", "masks", "boxes", "split by"):
+        value = summary[key]
+        facts.add_row(key, " x ".join(map(str, value)) if key == "size" else readable(value))
+    for key, value in cohort.meta["counts"].items():
+        facts.add_row(key.replace("_", " "), readable(value))
+    tables.print(facts)
+    left_out = cohort.meta["left_out"]
+    for entry in left_out[:10]:
+        messages.print(f"left out {entry['study_id']}: {entry['reason']}", style="yellow", highlight=False)
+    if len(left_out) > 10:
+        messages.print(f"… and {len(left_out) - 10} more, in {cohort.path / 'cohort.json'}", style="yellow")
+
+
+def readable(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    title = f"{report['title']} — {report['split']} split, attention: {report['attention']}"
+    table = Table("measure", "model", title=title)
+    saliency = report.get("saliency") or {}
+    baselines = [name for name in saliency if name != "model"]
+    for name in baselines:
+        table.add_column(name)
+    classes = report.get("classification") or {}
+    for key, label in {"auc_macro": "AUC, macro", "accuracy": "accuracy", "ece": "calibration error"}.items():
+        if key in classes:
+            table.add_row(label, interval(classes[key], "value"), *[""] * len(baselines))
+    for key in saliency.get("model", {}):
+        table.add_row(
+            key.replace("_", " "), *(interval(saliency[name].get(key), "mean") for name in ["model", *baselines])
+        )
+    tables.print(table)
+    if "path" in report:
+        tables.print(f"Report: {report['path']}", soft_wrap=True)
+
+
+def interval(entry: Mapping[str, Any] | None, key: str) -> str:
+    if entry is None or entry.get(key) is None:
+        return "n/a"
+    if entry.get("low") is None:
+        return f"{entry[key]:.3f}"
+    return f"{entry[key]:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
+
+
+def main() -> None:
+    """Run the command line; errors become one sentence and an exit code (2: bad input, 1: anything else)."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(call: Callable[[], Any]) -> int:
+    debug = "--debug" in sys.argv
+    try:
+        code = call()
+    except click.exceptions.Abort:
+        messages.print("Stopped.")
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (RadgazeError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        messages.print(f"[bold red]error:[/] {escaped(str(error))}", highlight=False, soft_wrap=True)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        messages.print("\nStopped. What was finished is kept: run the same command again (train: with --resume).")
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()
