@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from radgaze.cohort.sources.csv_files import read_header, read_numbers, read_text
+from radgaze.errors import InputError
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_text_keeps_line_breaks_and_leading_zeros(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", '\ufeffid,note,code\r\n1," two\n""lines"" ",0389\r\n2,,\r\n3," ",4280\r\n')
+    table = read_text(file, ["id"])
+    assert table.to_dict(as_series=False) == {
+        "id": ["1", "2", "3"],
+        "note": ['two\n"lines"', None, None],
+        "code": ["0389", None, "4280"],
+    }
+
+
+def test_text_survives_a_byte_that_is_not_utf8(tmp_path: Path) -> None:
+    assert read_text(write(tmp_path / "a.csv", b"id,note\n1,caf\xe9\n"), ["id"])["id"].to_list() == ["1"]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_numbers(tmp_path: Path, line_end: str) -> None:
+    file = write(tmp_path / "a.csv", line_end.join(["x,words,y", "1,one,-2.5", ",two,3e2", "4,three,", ""]))
+    columns = read_numbers(file, ["y", "x"])
+    np.testing.assert_array_equal(columns["x"], [1, np.nan, 4])
+    np.testing.assert_array_equal(columns["y"], [-2.5, 300, np.nan])
+    assert columns["x"].dtype == np.float64
+
+
+def test_numbers_of_a_table_without_rows(tmp_path: Path) -> None:
+    assert read_numbers(write(tmp_path / "a.csv", "x,y\r\n"), ["x"])["x"].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x\n1\n", "has no column 'y'"),
+        ("x,y\n1,two\n", "is damaged .*two"),
+        ("x,y\n1,2\n3\n", "is damaged"),
+        ("", "is empty"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_a_bad_table_is_one_sentence(tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        read_numbers(write(tmp_path / "a.csv", content), ["x", "y"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.csv' does not exist"):
+        read_header(tmp_path / "none.csv")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_header(tmp_path)
+    with pytest.raises(InputError, match="is damaged"):
+        read_text(write(tmp_path / "a.csv", "id,b\n1,2,3,4\n"), ["id"])
