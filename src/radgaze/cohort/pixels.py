@@ -1,8 +1,8 @@
 """Pixels of a source image: read as the format says, then averaged onto a grid.
 
-Resampling is the exact area average. A grid pixel at row y covers the source rows [y − dy/2, y + dy/2]; with the overlaps
-W_y[i, r] = |cell i ∩ source pixel r| / dy the whole image is two sparse products, W_y · X · W_xᵀ. A grid finer than the
-source averages over one source pixel instead, which is linear interpolation.
+Resampling is the exact area average. A grid pixel at row y covers the source rows [y − dy/2, y + dy/2]; with the
+overlaps W_y[i, r] = |cell i ∩ source pixel r| / dy the whole image is two sparse products, W_y · X · W_xᵀ. A grid finer
+than the source averages over one source pixel instead, which is linear interpolation.
 
 Axis order is (row, column) throughout. Of a DICOM header only what decodes the pixels is used; nothing of it is kept.
 """
@@ -42,6 +42,8 @@ __all__ = [
 MAX_PIXELS = 150_000_000  # a large radiograph has 25 million; more than this is a damaged or hostile header
 UNKNOWN = 255
 
+_TIFF_PHOTOMETRIC, _TIFF_MIN_IS_WHITE = 262, 0
+
 Pixels = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 
 
@@ -57,9 +59,9 @@ class ImageInfo:
 def read_image(path: Path) -> tuple[Pixels, ImageInfo]:
     """Read a PNG, JPEG, TIFF or DICOM image as brightness: larger is brighter, black is 0 or above.
 
-    Colour becomes luminance (ITU-R 601), transparency is dropped. DICOM: modality LUT or rescale, then VOI LUT or window (the first
-    of each), then MONOCHROME1 is inverted (the maximum minus the value); bits stored, sign and compressed transfer syntaxes
-    are honoured. Where values are negative the minimum is subtracted.
+    Colour becomes luminance (ITU-R 601, 8 bits), transparency is dropped. DICOM: modality LUT or rescale, then VOI LUT
+    or window (the first of each), then MONOCHROME1 is inverted (the maximum minus the value); bits stored, sign and
+    compressed transfer syntaxes are honoured. Where values are negative the minimum is subtracted.
 
     Returns:
         (H, W) array, uint16 where the values are whole numbers that fit, else float32; and how it was stored.
@@ -70,9 +72,7 @@ def read_image(path: Path) -> tuple[Pixels, ImageInfo]:
     try:
         if _is_dicom(path):
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # pydicom remarks on every odd header value; decoding errors still raise
+                warnings.simplefilter("ignore")  # odd header values; what cannot be decoded still raises
                 values, info = _read_dicom(path)
         else:
             values, info = _read_picture(path)
@@ -105,8 +105,9 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_mask(path: Path) -> npt.NDArray[np.uint8]:
     """Read a mask image: (H, W) uint8 with 0 outside, 1 inside, 255 unknown.
 
-    A mask whose maximum is 1 is binary. Otherwise values in the upper half of the range are inside, 0 is outside, and what lies
-    between (127 by habit) is unknown. A JPEG is cut at half its range: its compression blurs the three values.
+    A mask whose maximum is 1 is binary. Otherwise values in the upper half of the range (8 or 16 bits) are inside, 0 is
+    outside, and what lies between (127 by habit) is unknown. A JPEG is cut at half its range: its compression blurs the
+    three values.
 
     Raises:
         InputError: as :func:`read_image`; or the values are small numbers that look like labels.
@@ -115,11 +116,11 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8]:
     largest = int(values.max())
     if largest <= 1:
         return values.astype(np.uint8)
-    half = 2 ** (info.bits - 1)
+    half = 128 if largest <= 255 else 32768
     if largest < half - 1:
         raise InputError(
-            f"Mask {str(path)!r} has values up to {largest}; expected 0 and 1, or 0 (outside), {half - 1} (unknown) and "
-            f"{2 * half - 1} (inside), one file for each structure."
+            f"Mask {str(path)!r} has values up to {largest}; expected 0 and 1, or 0 (outside), {half - 1} (unknown) "
+            f"and {2 * half - 1} (inside): write one such file for each structure."
         )
     inside = (values >= half).astype(np.uint8)
     if info.format != "JPEG":
@@ -210,8 +211,8 @@ def _checked_size(height: int, width: int, path: Path) -> tuple[int, int]:
         raise InputError(f"Image {str(path)!r} has no rows or columns; expected an image, check what the file is.")
     if height * width > MAX_PIXELS:
         raise InputError(
-            f"Image {str(path)!r} claims {height}x{width} pixels (height x width); expected at most {MAX_PIXELS:,} in all, "
-            f"so the file is damaged or is no radiograph: leave it out."
+            f"Image {str(path)!r} claims {height}x{width} pixels (height x width); expected at most {MAX_PIXELS:,} in "
+            f"all, so the file is damaged or is no radiograph: leave it out."
         )
     return height, width
 
@@ -245,16 +246,18 @@ def _read_picture(path: Path) -> tuple[npt.NDArray[Any], ImageInfo]:
             )
         name = picture.format or ""
         try:
-            if picture.mode.startswith("I;16"):
-                return np.asarray(picture, dtype=np.uint16), ImageInfo(name, 16, "")
-            if picture.mode in ("I", "F"):
-                # Older Pillow opens 16-bit PNG as "I"; 32-bit TIFF is "I" or "F".
-                return np.asarray(picture), ImageInfo(name, 16 if name == "PNG" else 32, "")
-            return np.asarray(picture.convert("RGB").convert("L") if picture.mode != "L" else picture), ImageInfo(
-                name, 8, ""
-            )
+            if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+                values = np.asarray(picture)
+                bits = 32 if picture.mode in ("I", "F") else 16
+                if name == "TIFF" and picture.getexif().get(_TIFF_PHOTOMETRIC) == _TIFF_MIN_IS_WHITE:
+                    values = values.max() - values  # Pillow does this for 8 bits only
+            else:
+                # By way of RGB, so that palettes and transparency are resolved first.
+                values = np.asarray(picture if picture.mode == "L" else picture.convert("RGB").convert("L"))
+                bits = 8
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise InputError(f"Image {str(path)!r} is damaged ({error}); fetch or export it again.") from error
+    return values, ImageInfo(name, bits, "")
 
 
 # ---- DICOM
@@ -268,8 +271,12 @@ def _is_dicom(path: Path) -> bool:
 
 def _open_dicom(path: Path, **options: Any) -> pydicom.Dataset:
     try:
-        return pydicom.dcmread(path, **options)
-    except (pydicom.errors.InvalidDicomError, EOFError, ValueError, KeyError, NotImplementedError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom remarks on every odd header value
+            return pydicom.dcmread(path, **options)
+    except pydicom.errors.InvalidDicomError:
+        raise InputError(f"Image {str(path)!r} lacks the header of a DICOM file; fetch or export it again.") from None
+    except (EOFError, ValueError, KeyError, NotImplementedError) as error:
         raise InputError(
             f"Image {str(path)!r} is no readable DICOM file ({error}); fetch or export it again."
         ) from error
@@ -279,7 +286,7 @@ def _read_dicom(path: Path) -> tuple[npt.NDArray[Any], ImageInfo]:
     dataset = _open_dicom(path)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise InputError(
-            f"DICOM {str(path)!r} has no pixel data; expected a radiograph, fetch the full object (this one is a header only)."
+            f"DICOM {str(path)!r} has no pixel data, only a header; expected a radiograph: fetch the whole object."
         )
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
@@ -309,7 +316,7 @@ def _read_dicom(path: Path) -> tuple[npt.NDArray[Any], ImageInfo]:
 def _through_luts(stored: npt.NDArray[Any], dataset: pydicom.Dataset) -> npt.NDArray[Any]:
     """Modality LUT or rescale, then VOI LUT or window.
 
-    Both act on single values, so they are worked out once for every value that occurs in the image's range, not per pixel.
+    Both act on single values, so they are worked out once for every value in the image's range, not for every pixel.
     """
     if not np.issubdtype(stored.dtype, np.integer) or stored.dtype.itemsize > 2:
         return np.asarray(apply_voi_lut(apply_modality_lut(stored, dataset), dataset))

@@ -1,8 +1,8 @@
 """Train, validation and test: by patient, stratified, seeded, and never one patient on two sides.
 
-Patients are ordered by their label and shuffled within it; then each in turn goes to the split that is furthest below its
-share of the studies so far. Every stretch of that order, so every class, is divided in the wanted proportions to within a
-patient, and so is the whole, however rare a class is.
+Patients are ordered by their label and shuffled within it; then each in turn goes to the split that is furthest below
+its share of the studies so far. Every stretch of that order, so every class, is divided in the wanted proportions to
+within a patient or so, and so is the whole, however rare a class is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SPELLINGS = {
 
 
 def normalise_split(value: str | None, study_id: str = "") -> str:
-    """``"validate"``, ``"Validation"``, ``"dev"`` ... to ``"val"``; ``"training"`` to ``"train"``; ``"testing"`` to ``"test"``.
+    """A source's name of a split as ``"train"``, ``"val"`` (also validate, validation, valid, dev) or ``"test"``.
 
     Raises:
         InputError: the value is missing or is no known name of a split.
@@ -49,7 +49,7 @@ def normalise_split(value: str | None, study_id: str = "") -> str:
     if known is None:
         hint = nearest((value or "").strip().lower(), SPLITS)
         raise InputError(
-            f"Study {study_id!r} has split {value!r}; {hint} (or import with a split by patient instead of the source's)."
+            f"Study {study_id!r} has split {value!r}; {hint} (or import with a split by patient, not the source's)."
         )
     return known
 
@@ -114,7 +114,7 @@ def split_by_image(
 
 
 def rarest_labels(labels: Sequence[Mapping[str, float | None]]) -> list[str | None]:
-    """Multi-label studies: the class to stratify each one by, the rarest of those present (≥ 0.5) in it; None if none is."""
+    """Multi-label studies: the class to stratify each one by, the rarest present (≥ 0.5) in it, None if none is."""
     present = [[name for name, value in study.items() if value is not None and value >= 0.5] for study in labels]
     frequency = Counter(name for names in present for name in names)
     return [min(names, key=lambda name: (frequency[name], name), default=None) for names in present]
@@ -131,8 +131,8 @@ def check_no_patient_overlap(patients: Sequence[str], splits: Sequence[str], stu
         other_split, other_study = seen.setdefault(patient, (split, study))
         if split != other_split:
             raise InputError(
-                f"Patient {patient!r} is in {other_split!r} (study {other_study!r}) and in {split!r} (study {study!r}); "
-                f"a patient must be on one side only: {fix}."
+                f"Patient {patient!r} is in {other_split!r} (study {other_study!r}) and in {split!r} (study "
+                f"{study!r}); a patient must be on one side only: {fix}."
             )
 
 

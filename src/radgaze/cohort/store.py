@@ -32,6 +32,8 @@ __all__ = ["FORMAT", "TASKS", "Cohort", "resplit", "sha256"]
 FORMAT = 1
 TASKS = ("multiclass", "multilabel", "none")
 
+_COPY_AGAIN = "copy the cohort again, or import it again."
+
 _PER_POINT = {"px_per_degree": ("ppd_x", "ppd_y"), "shown": ("shown_xmin", "shown_ymin", "shown_xmax", "shown_ymax")}
 
 
@@ -54,8 +56,8 @@ class Cohort:
         """Open the folder ``path`` that an import has written. No pixels and no gaze are read.
 
         Raises:
-            InputError: there is no cohort, it is half-written, damaged or of a newer format, or a patient is on two sides of its
-                split.
+            InputError: there is no cohort, it is half-written, damaged or of a newer format, or a patient is on two
+                sides of its split.
         """
         path = Path(path)
         if not (path / "cohort.json").is_file():
@@ -64,15 +66,16 @@ class Cohort:
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             found = meta.get("format") if isinstance(meta, dict) else None
             raise InputError(
-                f"{str(path)!r} has cohort format {found!r}; this radgaze reads format {FORMAT}: import it again, or update radgaze."
+                f"{str(path)!r} has cohort format {found!r}; this radgaze reads format {FORMAT}: import it again, or "
+                f"update radgaze."
             )
         for name in meta["checksums"]:
             if not (path / name).is_file():
                 raise InputError(f"{str(path)!r} lacks its file {name!r}; copy the whole folder, or import it again.")
         if sha256(path / "studies.parquet") != meta["checksums"]["studies.parquet"]:
             raise InputError(
-                f"{str(path / 'studies.parquet')!r} is not the table that cohort.json describes (damaged, or a new split was "
-                f"interrupted); split the cohort again, or import it again."
+                f"{str(path / 'studies.parquet')!r} is not the table that cohort.json describes (damaged, or a new "
+                f"split was interrupted); split the cohort again, or import it again."
             )
         cohort = cls(path, meta, pl.read_parquet(path / "studies.parquet"))
         if meta["split_by"] != "image":
@@ -227,12 +230,10 @@ class Cohort:
         try:
             array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(
-                f"{str(path)!r} is damaged ({error}); copy the cohort again, or import it again."
-            ) from error
+            raise InputError(f"{str(path)!r} is damaged ({error}); {_COPY_AGAIN}") from error
         if array.dtype != dtype or array.shape != shape:
             raise InputError(
-                f"{str(path)!r} holds {array.dtype} {array.shape}; expected {dtype} {shape}: copy the cohort again, or import it again."
+                f"{str(path)!r} holds {array.dtype} {array.shape}; expected {dtype} {shape}: {_COPY_AGAIN}"
             )
         return array
 
@@ -269,13 +270,9 @@ class Cohort:
         try:
             table = pl.read_parquet(path)
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise InputError(
-                f"{str(path)!r} is damaged ({error}); copy the cohort again, or import it again."
-            ) from error
+            raise InputError(f"{str(path)!r} is damaged ({error}); {_COPY_AGAIN}") from error
         if table.height != expected:
-            raise InputError(
-                f"{str(path)!r} has {table.height} points; expected {expected}: copy the cohort again, or import it again."
-            )
+            raise InputError(f"{str(path)!r} has {table.height} points; expected {expected}: {_COPY_AGAIN}")
         columns = {}
         for name, series in table.to_dict().items():
             if series.dtype == pl.Boolean:
@@ -295,7 +292,9 @@ class Cohort:
         # Copies: the table is read-only, and a tensor must not pretend otherwise.
         own = {name: values[points].copy() for name, values in self._gaze_columns.items()}
         valid, reader = own.get("valid"), own.get("reader")
-        known = {name: own[name] for name in ("t", "duration") if name in own and not np.isnan(own[name]).all()}
+        known: dict[str, Any] = {
+            name: own[name] for name in ("t", "duration") if name in own and not np.isnan(own[name]).all()
+        }
         for name, parts in _PER_POINT.items():
             if parts[0] in own and not np.isnan(own[parts[0]]).all():
                 known[name] = np.stack([own[part] for part in parts], axis=1)
@@ -329,8 +328,7 @@ class Cohort:
         for name, expected in self.meta["checksums"].items():
             if sha256(self.path / name) != expected:
                 raise InputError(
-                    f"{str(self.path / name)!r} has changed since it was written (its checksum differs); copy the cohort again, "
-                    f"or import it again."
+                    f"{str(self.path / name)!r} has changed since it was written (its checksum differs); {_COPY_AGAIN}"
                 )
 
 

@@ -1,42 +1,25 @@
 """The import engine: studies that an importer has described in, a cohort on disk out.
 
-Images are read, resampled and written in parallel by child processes (``worker.py``) into arrays in ``OUT.partial``. A journal there
-names the rows that are done, so an import that was killed goes on where it stopped. The finished folder takes the name
-``OUT`` in one rename: a half-written cohort cannot be opened.
-
-    OUT.partial/plan.json      what the arrays hold: files, their sizes and times, grid; another plan starts over
-    OUT.partial/journal.jsonl  one line for each finished row: row, source size, checksum of the row
-    OUT.partial/images.npy     a row for each distinct image, those that turn out unreadable included
-    OUT.partial/masks.npy
-    OUT.partial/cohort/        the finished cohort, until it is renamed to OUT
+Pixels are read into ``OUT.partial`` (``arrays.py``), the tables are written beside them, and the finished folder takes
+the name ``OUT`` in one rename: a half-written cohort cannot be opened, and a killed import goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import queue
 import shutil
-import subprocess
-import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
-import rich.console
-import rich.progress
 
-import radgaze
-from radgaze.cohort.sources.worker import IMAGES, MASKS, PixelWorker, row_checksum
+from radgaze.cohort.sources.arrays import Arrays, Frame, Picture
 from radgaze.cohort.splits import (
     check_no_patient_overlap,
     normalise_split,
@@ -54,8 +37,6 @@ __all__ = ["FITS", "RawStudy", "write_cohort"]
 
 FITS = ("letterbox", "stretch", "canvas")
 SPLITS_BY = ("patient", "image", "source")
-
-_STUDIES_PER_WORKER = 24  # below this a child process costs more than it saves
 
 
 @dataclass
@@ -87,14 +68,6 @@ class RawStudy:
     split: str | None = None
     attributes: Mapping[str, str | float | int | None] = field(default_factory=dict)
     source_size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A distinct row of the arrays: an image with its masks, one tuple of files for each structure."""
-
-    image: str
-    masks: tuple[tuple[str, ...], ...]
 
 
 def write_cohort(
@@ -129,8 +102,8 @@ def write_cohort(
         out: folder to make. Its parent must be writable; ``out`` itself must not exist unless ``overwrite``.
         name, source: for tables and reports ("EGD-CXR", "egd-cxr 1.0.0 samples").
         size: (h, w) of the stored images.
-        fit: ``"letterbox"`` keeps the aspect and pads; ``"stretch"`` fills the size; ``"canvas"`` keeps the papers' common scale:
-            every image is centred on ``canvas`` (H, W) and that is shrunk to ``size``.
+        fit: ``"letterbox"`` keeps the aspect and pads; ``"stretch"`` fills the size; ``"canvas"`` keeps one scale, as
+            the papers do: every image is centred on ``canvas`` (H, W), and that is shrunk to ``size``.
         task: ``"multiclass"`` (one label), ``"multilabel"`` or ``"none"``.
         structures: names of the masks, in stored order.
         class_structures: for localisation: the structures in which a class shows itself.
@@ -143,33 +116,30 @@ def write_cohort(
         strict: raise on the first broken study instead of leaving it out.
         progress: show a progress bar on standard error.
 
-    A study is left out, by name and with the reason, if its image or a mask is missing or unreadable, or their sizes disagree.
+    A study is left out, by name and with the reason, if its image or a mask is missing or unreadable, or if their
+    sizes disagree with each other or with the source's tables.
 
     Raises:
-        InputError: the arguments contradict each other or the studies, a patient is on two sides of the source's split, ``out`` exists
-            or is being written by another process, the disk is full, or no study is left.
+        InputError: the arguments contradict each other or the studies, a patient is on two sides of the source's split,
+            ``out`` exists or is being written by another process, the disk is full, or no study is left.
     """
     out = Path(out)
-    structures, classes = list(structures), list(classes)
-    _check_arguments(size, fit, canvas, task, classes, structures, class_structures or {}, gaze_kind, split)
+    structures, classes, class_structures = list(structures), list(classes), dict(class_structures or {})
+    _check_arguments(size, fit, canvas, task, classes, structures, class_structures, gaze_kind, split)
     _check_studies(raws, task, classes, structures, split)
-    if out.exists() and not overwrite:
-        raise InputError(f"{str(out)!r} exists already; choose another folder, or ask to overwrite it.")
-    if overwrite and out.exists() and not (out / "cohort.json").exists():
-        raise InputError(f"{str(out)!r} is no cohort, so it is not overwritten; choose another folder.")
-
     dropped = list(left_out)
     if not raws:
         raise InputError(_nothing_left(out, dropped))
+    _check_target(out, overwrite)
+
     partial = out.with_name(out.name + ".partial")
     with folder_lock(partial, "importing into"):
-        if out.exists() and not overwrite:  # another import has finished it while this one was starting
-            raise InputError(f"{str(out)!r} exists already; choose another folder, or ask to overwrite it.")
+        _check_target(out, overwrite)  # again: another import may have finished it since
         pictures, picture_of = _pictures(raws, structures)
-        _prepare(partial, pictures, size, fit, canvas, structures)
-        sizes, failures = _read_pixels(
-            partial, raws, pictures, picture_of, size, fit, canvas, workers, strict, progress
-        )
+        frame = Frame(size, fit, canvas)
+        arrays = Arrays(partial, pictures, frame, structures)
+        arrays.prepare()
+        sizes, failures = arrays.fill(workers=workers, strict=strict, progress=progress)
 
         kept: list[RawStudy] = []
         rows: list[int] = []
@@ -189,14 +159,26 @@ def write_cohort(
         shutil.rmtree(finished, ignore_errors=True)
         finished.mkdir()
         used = sorted(set(rows))
-        _compact(partial, finished, used, len(pictures), bool(structures))
-        new_row = {row: position for position, row in enumerate(used)}
-        grids = {row: _grid(sizes[row], size, fit, canvas) for row in used}
-        splits = _splits(kept, split, fractions, seed)
-        stated = _write_tables(finished, kept, rows, new_row, sizes, grids, splits, task, classes, structures)
+        arrays.put_into(finished, used)
+        position = {row: index for index, row in enumerate(used)}
+        source_sizes = [sizes[row] for row in rows]
+        table = _studies_table(
+            kept,
+            splits=_splits(kept, split, fractions, seed),
+            source_sizes=source_sizes,
+            grids=[frame.grid(size) for size in source_sizes],
+            image_rows=[position[row] for row in rows],
+            label_columns=classes if task == "multilabel" else [],
+            structures=structures,
+        )
+        table.write_parquet(finished / "studies.parquet")
+        if any(table["gaze_count"]):
+            _gaze_table(kept).write_parquet(finished / "gaze.parquet")
+        if any(raw.boxes for raw in kept):
+            _boxes_table(kept).write_parquet(finished / "boxes.parquet")
+
         total = Counter(counts or {})
-        total.update(stated)
-        total["studies left out"] = len(dropped)
+        total.update(_count(kept, source_sizes, len(used), structures))
         write_json(
             finished / "cohort.json",
             {
@@ -209,10 +191,10 @@ def write_cohort(
                 "task": task,
                 "classes": classes,
                 "structures": structures,
-                "class_structures": {key: list(value) for key, value in (class_structures or {}).items()},
+                "class_structures": {key: list(value) for key, value in class_structures.items()},
                 "gaze_kind": gaze_kind,
                 "readers": list(readers),
-                "counts": dict(total),
+                "counts": dict(total) | {"studies left out": len(dropped)},
                 "left_out": [{"study_id": study, "reason": reason} for study, reason in dropped],
                 "split_by": split,
                 "fractions": None if split == "source" else list(fractions),
@@ -223,11 +205,17 @@ def write_cohort(
             },
         )
         _publish(finished, out, partial)
-    shutil.rmtree(partial, ignore_errors=True)
     return Cohort.open(out)
 
 
 # ---- checks before anything is read
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise InputError(f"{str(out)!r} exists already; choose another folder, or ask to overwrite it.")
+    if out.exists() and not (out / "cohort.json").is_file():
+        raise InputError(f"{str(out)!r} is no cohort, so it is not overwritten; choose another folder.")
 
 
 def _check_arguments(
@@ -282,7 +270,7 @@ def _check_studies(
         unknown = [label for label in stated if label not in classes]
         if unknown:
             raise InputError(f"Study {raw.study_id!r} has label {unknown[0]!r}; expected one of {list(classes)}.")
-        if (raw.labels is not None) and task != "multilabel" or (raw.label is not None) and task == "multilabel":
+        if (raw.label if task == "multilabel" else raw.labels) is not None:
             raise InputError(
                 f"Study {raw.study_id!r} has label={raw.label!r}, labels={raw.labels!r}; a {task} cohort takes "
                 f"{'labels' if task == 'multilabel' else 'label'}."
@@ -302,7 +290,8 @@ def _check_studies(
 def _nothing_left(out: Path, dropped: Sequence[tuple[str, str]]) -> str:
     if not dropped:
         return f"The source holds no study to import into {str(out)!r}; check its folder or tables."
-    return f"All {len(dropped)} studies were left out, so {str(out)!r} is not made; the first, {dropped[0][0]!r}: {dropped[0][1]}"
+    study, reason = dropped[0]
+    return f"All {len(dropped)} studies were left out, so {str(out)!r} is not made; the first, {study!r}: {reason}"
 
 
 def _size_conflict(raw: RawStudy, size: tuple[int, int]) -> str | None:
@@ -314,307 +303,26 @@ def _size_conflict(raw: RawStudy, size: tuple[int, int]) -> str | None:
     )
 
 
-# ---- pixels
-
-
-def _grid(source_size: tuple[int, int], size: tuple[int, int], fit: str, canvas: tuple[int, int] | None) -> Grid:
-    if fit == "letterbox":
-        return Grid.letterbox(source_size, size)
-    if fit == "stretch":
-        return Grid.area(source_size, size)
-    assert canvas is not None
-    return Grid.canvas(source_size, canvas, size)
-
-
-def _pictures(raws: Sequence[RawStudy], structures: Sequence[str]) -> tuple[list[_Picture], list[int]]:
+def _pictures(raws: Sequence[RawStudy], structures: Sequence[str]) -> tuple[list[Picture], list[int]]:
     """The distinct images in order of first use, and for each study the position of its image among them."""
-    position: dict[_Picture, int] = {}
+    position: dict[Picture, int] = {}
     picture_of = []
     for raw in raws:
-        masks = []
-        for structure in structures:
-            files = raw.masks.get(structure, ())
-            masks.append(tuple(str(file) for file in ((files,) if isinstance(files, Path) else files)))
-        picture = _Picture(str(raw.image), tuple(masks))
-        picture_of.append(position.setdefault(picture, len(position)))
+        files = [raw.masks.get(structure, ()) for structure in structures]
+        masks = tuple((str(file),) if isinstance(file, Path) else tuple(map(str, file)) for file in files)
+        picture_of.append(position.setdefault(Picture(str(raw.image), masks, raw.study_id), len(position)))
     return list(position), picture_of
 
 
-def _prepare(
-    partial: Path,
-    pictures: Sequence[_Picture],
-    size: tuple[int, int],
-    fit: str,
-    canvas: tuple[int, int] | None,
-    structures: Sequence[str],
-) -> None:
-    """Make the arrays and the plan, or keep those of an interrupted import of the very same files."""
-    inputs = [[_stamp(file) for file in (picture.image, *sum(picture.masks, ()))] for picture in pictures]
-    described = [FORMAT, size, fit, canvas, list(structures), [asdict(picture) for picture in pictures], inputs]
-    fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()
-    plan = partial / "plan.json"
-    try:
-        if json.loads(plan.read_text())["fingerprint"] == fingerprint:
-            return
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or torn by the kill: start over
-    for entry in partial.iterdir():
-        if entry.name == ".lock":
-            continue
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    _allocate(partial / IMAGES, np.uint16, (len(pictures), *size))
-    if structures:
-        _allocate(partial / MASKS, np.uint8, (len(pictures), len(structures), *size))
-    write_json(plan, {"fingerprint": fingerprint, "pictures": len(pictures), "size": list(size), "fit": fit})
-
-
-def _stamp(file: str) -> tuple[str, int, int]:
-    try:
-        status = os.stat(file)
-    except OSError:
-        return file, -1, 0
-    return file, status.st_size, status.st_mtime_ns
-
-
-def _allocate(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
-    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
-    with path.open("rb+") as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            # A full disk must be noticed now: written through a memory map it would kill the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            path.unlink()
-            raise InputError(
-                f"{str(path)!r} needs {size / 1e9:.2f} GB ({error.strerror}); free some space or choose a smaller size."
-            ) from None
-
-
-def _read_pixels(
-    partial: Path,
-    raws: Sequence[RawStudy],
-    pictures: Sequence[_Picture],
-    picture_of: Sequence[int],
-    size: tuple[int, int],
-    fit: str,
-    canvas: tuple[int, int] | None,
-    workers: int | None,
-    strict: bool,
-    progress: bool,
-) -> tuple[dict[int, tuple[int, int]], dict[int, str]]:
-    """Fill the arrays. Returns the source size of every row that was read, and why the others were not."""
-    sizes = _finished_rows(partial)
-    failures: dict[int, str] = {}
-    waiting = [row for row in range(len(pictures)) if row not in sizes]
-    study_of = {row: raws[index].study_id for index, row in reversed(list(enumerate(picture_of)))}
-    if workers is None:
-        workers = min(_cores(), len(waiting) // _STUDIES_PER_WORKER)
-    lock = threading.Lock()
-
-    with _progress_bar(progress) as bar, (partial / "journal.jsonl").open("a", encoding="utf-8") as journal:
-        task = bar.add_task("Reading images", total=len(pictures), completed=len(sizes))
-
-        def handle(row: int, ask: Callable[..., dict[str, Any]]) -> None:
-            picture = pictures[row]
-            answer = ask("read", image=picture.image, masks=picture.masks)
-            if "error" not in answer:
-                source_size = (int(answer["size"][0]), int(answer["size"][1]))
-                try:
-                    grid = _grid(source_size, size, fit, canvas)
-                except InputError as error:
-                    answer = {"error": str(error)}
-                else:
-                    answer = ask("place", row=row, grid=asdict(grid))
-            with lock:
-                if "error" in answer:
-                    if strict:
-                        raise InputError(f"Study {study_of[row]!r}: {answer['error']}")
-                    failures[row] = answer["error"]
-                else:
-                    sizes[row] = source_size
-                    line = {"row": row, "size": source_size, "checksum": answer["checksum"]}
-                    journal.write(json.dumps(line) + "\n")
-                    journal.flush()
-                bar.advance(task)
-
-        if workers <= 1:
-            worker = PixelWorker(partial)
-            for row in waiting:
-                handle(row, lambda do, **message: _ask_here(worker, do, message))
-        else:
-            _in_child_processes(partial, waiting, handle, workers)
-    return sizes, failures
-
-
-def _ask_here(worker: PixelWorker, do: str, message: dict[str, Any]) -> dict[str, Any]:
-    try:
-        answer: dict[str, Any] = getattr(worker, do)(**message)
-    except InputError as error:
-        return {"error": str(error)}
-    return answer
-
-
-def _in_child_processes(
-    partial: Path, rows: Sequence[int], handle: Callable[[int, Callable[..., dict[str, Any]]], None], workers: int
-) -> None:
-    """One thread for each child process hands it rows until none is left; the first exception stops them all."""
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for row in rows:
-        waiting.put(row)
-    stop = threading.Event()
-
-    def serve(number: int) -> None:
-        with _Child(partial, number) as child:
-            while not stop.is_set():
-                try:
-                    row = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    handle(row, child.ask)
-                except BaseException:
-                    stop.set()
-                    raise
-
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for finished in [pool.submit(serve, number) for number in range(workers)]:
-                finished.result()
-        finally:
-            stop.set()
-
-
-class _Child:
-    """A pixel worker in a process of its own; started again when a damaged file has crashed it."""
-
-    def __init__(self, partial: Path, number: int) -> None:
-        self.partial = partial
-        self.log = partial / f"worker-{number}.log"
-        self._start()
-
-    def _start(self) -> None:
-        package_root = str(Path(radgaze.__file__).parents[1])
-        paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        # One thread each: the processes are the parallelism.
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "radgaze.cohort.sources.worker", str(self.partial)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                text=True,
-                encoding="utf-8",
-            )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.questions: IO[str] = self.process.stdin
-        self.answers: IO[str] = self.process.stdout
-        if not self.answers.readline():
-            raise RuntimeError(f"the pixel worker did not start: {self.log.read_text(errors='replace')[-2000:]}")
-
-    def ask(self, do: str, **message: Any) -> dict[str, Any]:
-        try:
-            self.questions.write(json.dumps({"do": do} | message) + "\n")
-            self.questions.flush()
-            line = self.answers.readline()
-        except BrokenPipeError:
-            line = ""
-        if line:
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-        self.close()
-        last = (self.log.read_text(errors="replace").strip().splitlines() or [""])[-1]
-        code = self.process.returncode
-        self._start()
-        return {"error": f"its image or a mask crashed the reader (exit status {code} {last})".replace(" )", ")")}
-
-    def close(self) -> None:
-        for pipe in (self.questions, self.answers):
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                pass
-        self.process.wait()
-
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _finished_rows(partial: Path) -> dict[int, tuple[int, int]]:
-    """Rows of an interrupted import whose pixels are whole on disk, with their source sizes."""
-    journal = partial / "journal.jsonl"
-    if not journal.exists():
-        return {}
-    images = np.load(partial / IMAGES, mmap_mode="r", allow_pickle=False)
-    masks = np.load(partial / MASKS, mmap_mode="r", allow_pickle=False) if (partial / MASKS).exists() else None
-    sizes: dict[int, tuple[int, int]] = {}
-    whole = []
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # the line that the kill tore
-        if row_checksum(images, masks, entry["row"]) == entry["checksum"]:
-            sizes[entry["row"]] = (entry["size"][0], entry["size"][1])
-            whole.append(line)
-    journal.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
-    return sizes
-
-
-def _progress_bar(shown: bool) -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=rich.console.Console(stderr=True),
-        disable=not shown,
-    )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _compact(partial: Path, finished: Path, used: Sequence[int], count: int, with_masks: bool) -> None:
-    """Put the arrays into the finished folder without the rows that no study uses.
-
-    Links, not moves: a kill from here on must leave the working arrays where the next attempt looks for them.
-    """
-    for name in (IMAGES, MASKS) if with_masks else (IMAGES,):
-        if len(used) == count:
-            try:
-                os.link(partial / name, finished / name)
-            except OSError:  # a file system without links
-                shutil.copyfile(partial / name, finished / name)
-            continue
-        array = np.load(partial / name, mmap_mode="r", allow_pickle=False)
-        _allocate(finished / name, array.dtype.type, (len(used), *array.shape[1:]))
-        target = np.load(finished / name, mmap_mode="r+", allow_pickle=False)
-        for position, row in enumerate(used):
-            target[position] = array[row]
-        target.flush()
-
-
 def _publish(finished: Path, out: Path, partial: Path) -> None:
+    """Give the finished cohort its name. Only then does ``out`` exist, or change."""
     for file in finished.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())  # the bytes reach the disk before the name does
     if out.exists():
-        replaced = partial / "replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
-        out.rename(replaced)
+        out.rename(partial / "replaced")
     finished.rename(out)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 # ---- tables
@@ -632,79 +340,70 @@ def _splits(kept: Sequence[RawStudy], split: str, fractions: tuple[float, float,
     return split_by_patient([raw.patient_id for raw in kept], labels, fractions, seed)
 
 
-def _write_tables(
-    finished: Path,
+def _studies_table(
     kept: Sequence[RawStudy],
-    rows: Sequence[int],
-    new_row: Mapping[int, int],
-    sizes: Mapping[int, tuple[int, int]],
-    grids: Mapping[int, Grid],
+    *,
     splits: Sequence[str],
-    task: str,
-    classes: Sequence[str],
+    source_sizes: Sequence[tuple[int, int]],
+    grids: Sequence[Grid],
+    image_rows: Sequence[int],
+    label_columns: Sequence[str],
     structures: Sequence[str],
-) -> Counter[str]:
-    """Write studies, gaze and boxes; returns what they hold."""
-    counted: Counter[str] = Counter()
-    gaze_counts = [0 if raw.gaze is None else len(raw.gaze) for raw in kept]
-    table: dict[str, Any] = {
+) -> pl.DataFrame:
+    gaze_counts = pl.Series([0 if raw.gaze is None else len(raw.gaze) for raw in kept], dtype=pl.Int64)
+    columns = {
         "study_id": pl.Series([raw.study_id for raw in kept], dtype=pl.String),
         "patient_id": pl.Series([raw.patient_id for raw in kept], dtype=pl.String),
         "label": pl.Series([raw.label for raw in kept], dtype=pl.String),
         "split": pl.Series(splits, dtype=pl.String),
-        "source_height": pl.Series([sizes[row][0] for row in rows], dtype=pl.Int32),
-        "source_width": pl.Series([sizes[row][1] for row in rows], dtype=pl.Int32),
+        "source_height": pl.Series([height for height, _ in source_sizes], dtype=pl.Int32),
+        "source_width": pl.Series([width for _, width in source_sizes], dtype=pl.Int32),
+        "grid_y0": pl.Series([grid.y0 for grid in grids], dtype=pl.Float64),
+        "grid_x0": pl.Series([grid.x0 for grid in grids], dtype=pl.Float64),
+        "grid_dy": pl.Series([grid.dy for grid in grids], dtype=pl.Float64),
+        "grid_dx": pl.Series([grid.dx for grid in grids], dtype=pl.Float64),
+        "image_row": pl.Series(image_rows, dtype=pl.Int64),
+        "gaze_start": gaze_counts.cum_sum() - gaze_counts,
+        "gaze_count": gaze_counts,
     }
-    for part in ("y0", "x0", "dy", "dx"):
-        table[f"grid_{part}"] = pl.Series([getattr(grids[row], part) for row in rows], dtype=pl.Float64)
-    table["image_row"] = pl.Series([new_row[row] for row in rows], dtype=pl.Int64)
-    table["gaze_count"] = pl.Series(gaze_counts, dtype=pl.Int64)
-    table["gaze_start"] = table["gaze_count"].cum_sum() - table["gaze_count"]
-    if task == "multilabel":
-        for name in classes:
-            table[f"y_{name}"] = pl.Series(
-                [(raw.labels or {}).get(name) for raw in kept], dtype=pl.Float32, strict=False
-            )
-    for structure in structures:
-        table[f"has_mask_{structure}"] = pl.Series([bool(raw.masks.get(structure)) for raw in kept], dtype=pl.Boolean)
-    for attribute in dict.fromkeys(key for raw in kept for key in raw.attributes):
-        table[f"attr_{attribute}"] = _attribute([raw.attributes.get(attribute) for raw in kept])
-    pl.DataFrame(table).write_parquet(finished / "studies.parquet")
+    for name in label_columns:
+        columns[f"y_{name}"] = pl.Series([(raw.labels or {}).get(name) for raw in kept], dtype=pl.Float32, strict=False)
+    for name in structures:
+        columns[f"has_mask_{name}"] = pl.Series([bool(raw.masks.get(name)) for raw in kept], dtype=pl.Boolean)
+    for name in dict.fromkeys(name for raw in kept for name in raw.attributes):
+        columns[f"attr_{name}"] = _attribute([raw.attributes.get(name) for raw in kept])
+    return pl.DataFrame(columns)
 
-    counted["studies"] = len(kept)
-    counted["patients"] = len({raw.patient_id for raw in kept})
-    counted["images"] = len(new_row)
-    for structure in structures:
-        counted[f"images with mask {structure}"] = len(
-            {row for raw, row in zip(kept, rows, strict=True) if raw.masks.get(structure)}
-        )
-    if any(gaze_counts):
-        counted["studies with gaze"] = sum(count > 0 for count in gaze_counts)
-        counted["gaze points"] = sum(gaze_counts)
-        for raw, row in zip(kept, rows, strict=True):
-            if raw.gaze is not None:
-                usable = raw.gaze.usable
-                counted["gaze points invalid"] += int((~usable).sum())
-                counted["gaze points outside the image"] += int((usable & ~raw.gaze.inside(sizes[row])).sum())
-        _gaze_table(kept).write_parquet(finished / "gaze.parquet")
+
+def _boxes_table(kept: Sequence[RawStudy]) -> pl.DataFrame:
     boxes = [(raw.study_id, box) for raw in kept for box in raw.boxes]
-    if boxes:
-        counted["boxes"] = len(boxes)
-        pl.DataFrame(
-            {"study_id": pl.Series([study for study, _ in boxes], dtype=pl.String)}
-            | {
-                name: pl.Series([getattr(box, name) for _, box in boxes], dtype=dtype)
-                for name, dtype in (
-                    ("name", pl.String),
-                    ("xmin", pl.Float64),
-                    ("ymin", pl.Float64),
-                    ("xmax", pl.Float64),
-                    ("ymax", pl.Float64),
-                    ("shape", pl.String),
-                    ("certainty", pl.Float64),
-                )
-            }
-        ).write_parquet(finished / "boxes.parquet")
+    columns = {
+        "study_id": pl.Series([study for study, _ in boxes], dtype=pl.String),
+        "name": pl.Series([box.name for _, box in boxes], dtype=pl.String),
+    }
+    for corner in ("xmin", "ymin", "xmax", "ymax"):
+        columns[corner] = pl.Series([getattr(box, corner) for _, box in boxes], dtype=pl.Float64, strict=False)
+    columns["shape"] = pl.Series([box.shape for _, box in boxes], dtype=pl.String)
+    columns["certainty"] = pl.Series([box.certainty for _, box in boxes], dtype=pl.Float64, strict=False)
+    return pl.DataFrame(columns)
+
+
+def _count(
+    kept: Sequence[RawStudy], source_sizes: Sequence[tuple[int, int]], images: int, structures: Sequence[str]
+) -> Counter[str]:
+    """What the closing summary says of the studies that were kept."""
+    counted = Counter({"studies": len(kept), "patients": len({raw.patient_id for raw in kept}), "images": images})
+    for name in structures:
+        counted[f"studies with mask {name}"] = sum(bool(raw.masks.get(name)) for raw in kept)
+    for raw, source_size in zip(kept, source_sizes, strict=True):
+        if raw.boxes:
+            counted["boxes"] += len(raw.boxes)
+        if raw.gaze is not None and len(raw.gaze):
+            usable = raw.gaze.usable
+            counted["studies with gaze"] += 1
+            counted["gaze points"] += len(raw.gaze)
+            counted["gaze points invalid"] += int((~usable).sum())
+            counted["gaze points outside the image"] += int((usable & ~raw.gaze.inside(source_size)).sum())
     return counted
 
 
@@ -747,9 +446,8 @@ def _gaze_table(kept: Sequence[RawStudy]) -> pl.DataFrame:
         "reader": column("reader", pl.Int64),
         "valid": column("valid", pl.Boolean),
     }
-    columns |= {f"ppd_{axis}": column("px_per_degree", pl.Float64, part) for part, axis in enumerate("xy")}
-    columns |= {
-        f"shown_{corner}": column("shown", pl.Float64, part)
-        for part, corner in enumerate(("xmin", "ymin", "xmax", "ymax"))
-    }
+    for part, axis in enumerate("xy"):
+        columns[f"ppd_{axis}"] = column("px_per_degree", pl.Float64, part)
+    for part, corner in enumerate(("xmin", "ymin", "xmax", "ymax")):
+        columns[f"shown_{corner}"] = column("shown", pl.Float64, part)
     return pl.DataFrame({name: series for name, series in columns.items() if series is not None})

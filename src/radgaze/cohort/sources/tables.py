@@ -4,9 +4,10 @@
 ``gaze.csv``    study_id, x, y  or  study_id, x_norm, y_norm  [, t, duration, reader, valid]
 ``boxes.csv``   study_id, name, xmin, ymin, xmax, ymax [, shape, certainty]
 
-Paths are relative to the table. Gaze is in original pixels (pixel centres at integers, origin at the top left), or in fractions of
-the image's width and height, so that x = x_norm · W − 1/2. Times are seconds. Spreadsheets' habits are read as they come: byte
-order marks, UTF-16, semicolons or tabs with decimal commas, Windows line ends, quoted line breaks, empty trailing rows.
+Paths are relative to the table. Gaze is in original pixels (pixel centres at integers, origin at the top left), or in
+fractions of the image's width and height, so that x = x_norm · W − 1/2. Times are seconds. Spreadsheets' habits are
+read as they come: byte order marks, UTF-16, semicolons or tabs with decimal commas, Windows line ends, quoted line
+breaks, empty trailing rows.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ _IMAGE_COLUMNS = ("study_id", "image", "patient_id", "label", "split")
 _GAZE_COLUMNS = ("study_id", "x", "y", "x_norm", "y_norm", "t", "duration", "reader", "valid")
 _BOX_COLUMNS = ("study_id", "name", "xmin", "ymin", "xmax", "ymax", "shape", "certainty")
 
-_NO_NUMBER = ("na", "n/a", "nan", "null", "none", "-")
+_NO_NUMBER = ("na", "n/a", "nan", "null", "none", "-", ".")
 _TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
 
-# Fewer points than this may all lie in the top-left pixel by chance; more of them are fractions under the wrong heading.
+# Fewer points than this may all lie in the top-left pixel; more of them are fractions under the wrong heading.
 _ENOUGH_TO_TELL_FRACTIONS = 10
 
 
@@ -71,15 +72,16 @@ def import_tables(
         size: (h, w) of the stored images.
         classes: labels in the order they are to have; by default sorted.
         gaze_kind: ``"fixations"`` or ``"samples"``; by default fixations if the table has durations.
-        split: ``"source"``, ``"patient"`` or ``"image"``; by default the table's own split if it has one, else by patient.
+        split: ``"source"``, ``"patient"`` or ``"image"``; by default the table's own if it has one, else by patient.
         fit, canvas, class_structures, fractions, seed, workers, strict, overwrite, progress: as in
             :func:`~radgaze.cohort.sources.engine.write_cohort`.
 
-    A study with an unreadable cell, image or mask is left out by name. Without a ``patient_id`` a study is its own patient; the
-    cohort's counts say how many are.
+    A study with an unreadable cell, image or mask is left out by name. Without a ``patient_id`` a study is its own
+    patient; the cohort's counts say how many are.
 
     Raises:
-        InputError: a table is missing or malformed, a column is missing, a study_id occurs twice, or as ``write_cohort``.
+        InputError: a table is missing or malformed, a column is missing, a study_id occurs twice, or as
+            ``write_cohort``.
     """
     images = Path(images)
     table = _read_table(images, _IMAGE_COLUMNS, ("study_id", "image"))
@@ -135,14 +137,28 @@ class _Table:
     def place(self, index: int) -> str:
         return f"{self.path.name} row {self.cells['row'][index]}"
 
-    def numbers(self, column: str) -> tuple[npt.NDArray[np.float64], list[int]]:
-        """A column as numbers, NaN where empty, and the indices of the cells that are neither."""
+    def numbers(self, column: str, broken: dict[str | None, str] | None = None) -> npt.NDArray[np.float64]:
+        """A column as numbers, NaN where empty; studies with cells that are no finite number are noted in ``broken``."""
         text = self.cells[column]
         plain = text.str.replace(",", ".", literal=True) if self.decimal_comma else text
-        missing = text.is_null() | text.str.to_lowercase().is_in(_NO_NUMBER)
+        missing = text.is_null() | text.str.to_lowercase().is_in(_NO_NUMBER).fill_null(False)
         numbers = plain.cast(pl.Float64, strict=False)
-        unreadable = (numbers.is_null() & ~missing).arg_true().to_list()
-        return numbers.set(missing, None).fill_null(float("nan")).to_numpy(), unreadable
+        if broken is not None:
+            self.note_broken(broken, ~missing & ~numbers.is_finite().fill_null(False), column, "a number")
+        return pl.select(pl.when(~missing).then(numbers)).to_series().fill_null(float("nan")).to_numpy()
+
+    def note_broken(self, broken: dict[str | None, str], where: pl.Series, column: str, expected: str) -> None:
+        """For each study with a cell at ``where`` that cannot be read, keep a sentence on the first."""
+        for index in where.arg_true():
+            study_id, cell = self.cells["study_id"][index], self.cells[column][index]
+            broken.setdefault(study_id, f"{self.place(index)}: {column} is {cell!r}, expected {expected}")
+
+    def rows_by_study(self) -> dict[str | None, npt.NDArray[np.int64]]:
+        """Indices of each study's rows, in table order; studies in order of first appearance."""
+        numbered = self.cells.select("study_id").with_row_index()
+        groups = numbered.group_by("study_id", maintain_order=True).agg("index")
+        pairs = zip(groups["study_id"], groups["index"], strict=True)
+        return {study: rows.to_numpy().astype(np.int64) for study, rows in pairs}
 
 
 class _Importer:
@@ -164,17 +180,15 @@ class _Importer:
         label_columns = _named(table, "label_")
         if label_columns and "label" in table.columns:
             raise InputError(
-                f"{str(table.path)!r} has the column 'label' and columns 'label_{label_columns[0]}'...; expected one label (multi-class) "
-                f"or label_<class> (multi-label): rename the others."
+                f"{str(table.path)!r} has both 'label' and 'label_{label_columns[0]}'; expected label (multi-class) or "
+                f"label_<class> columns (multi-label): rename the others."
             )
         labels = {name: self._multilabel(table, f"label_{name}") for name in label_columns}
-        known = {
-            *_IMAGE_COLUMNS,
-            "row",
-            *(f"mask_{name}" for name in structures),
-            *(f"label_{name}" for name in label_columns),
+        attributes = {
+            name: _typed(table, name)
+            for name in table.columns
+            if name not in (*_IMAGE_COLUMNS, "row") and not name.startswith(("mask_", "label_"))
         }
-        attributes = {name: _typed(table, name) for name in table.columns if name not in known}
 
         raws: dict[str, RawStudy] = {}
         rows: dict[str, int] = {}
@@ -185,8 +199,8 @@ class _Importer:
                 continue
             if study_id in rows:
                 raise InputError(
-                    f"{str(table.path)!r} has study_id {study_id!r} in rows {rows[study_id]} and {row['row']}; expected every "
-                    f"study_id once, rename or remove one."
+                    f"{str(table.path)!r} has study_id {study_id!r} in rows {rows[study_id]} and {row['row']}; "
+                    f"expected every study_id once, rename or remove one."
                 )
             rows[study_id] = row["row"]
             if image is None:
@@ -221,8 +235,8 @@ class _Importer:
                 values.append(None)
             else:
                 raise InputError(
-                    f"{str(table.path)!r} row {table.cells['row'][index]} has {column} {cell!r}; expected 1, 0 or nothing "
-                    f"(unknown); if this is no class, rename the column."
+                    f"{str(table.path)!r} row {table.cells['row'][index]} has {column} {cell!r}; expected 1, 0 or "
+                    f"nothing (unknown); if this is no class, rename the column."
                 )
         return values
 
@@ -231,28 +245,20 @@ class _Importer:
         axes = ("x", "y") if {"x", "y"} <= set(table.columns) else ("x_norm", "y_norm")
         if not set(axes) <= set(table.columns):
             raise InputError(
-                f"{str(table.path)!r} has the columns {table.columns[1:]}; expected x and y (pixels of the original image), or x_norm and "
-                f"y_norm (fractions of it)."
+                f"{str(table.path)!r} has the columns {table.columns[1:]}; expected x and y (pixels of the original "
+                f"image), or x_norm and y_norm (fractions of it)."
             )
         columns: dict[str, Any] = {}
-        broken: dict[str, str] = {}
-        studies = table.cells["study_id"].to_list()
+        broken: dict[str | None, str] = {}
         for column in (*axes, *(name for name in ("t", "duration") if name in table.columns)):
-            columns[column], unreadable = table.numbers(column)
-            if column not in axes:
-                unreadable = [*unreadable, *np.flatnonzero(np.isinf(columns[column]))]
-            for index in unreadable:
-                cell = table.cells[column][int(index)]
-                broken.setdefault(studies[index], f"{table.place(int(index))}: {column} is {cell!r}, expected a number")
+            columns[column] = table.numbers(column, broken)
         x, y = (columns.pop(axis) for axis in axes)
         if axes == ("x", "y"):
             _refuse_fractions(x, y, table)
         if "valid" in table.columns:
             text = table.cells["valid"].str.to_lowercase()
             columns["valid"] = text.is_in(_TRUE).fill_null(False).to_numpy()
-            for index in (~text.is_in((*_TRUE, *_FALSE))).fill_null(True).arg_true():
-                cell = table.cells["valid"][index]
-                broken.setdefault(studies[index], f"{table.place(index)}: valid is {cell!r}, expected 1 or 0")
+            table.note_broken(broken, ~text.is_in((*_TRUE, *_FALSE)).fill_null(False), "valid", "1 or 0")
         readers: list[str] = []
         if "reader" in table.columns:
             names = table.cells["reader"]
@@ -260,8 +266,7 @@ class _Importer:
             codes = {reader: code for code, reader in enumerate(readers)}
             columns["reader"] = np.array([codes.get(reader, -1) for reader in names], dtype=np.int64)
 
-        points = _rows_by_study(studies)
-        for study_id, indices in points.items():
+        for study_id, indices in table.rows_by_study().items():
             if study_id not in raws:
                 self.counts["gaze points of unknown or left-out studies"] += len(indices)
                 continue
@@ -281,45 +286,36 @@ class _Importer:
         return readers
 
     def add_boxes(self, table: _Table, raws: dict[str, RawStudy]) -> None:
-        studies = table.cells["study_id"].to_list()
+        """Give each study its boxes, in the order of the table."""
+        broken: dict[str | None, str] = {}
         numeric = [column for column in ("xmin", "ymin", "xmax", "ymax", "certainty") if column in table.columns]
-        numbers = {column: table.numbers(column)[0] for column in numeric}
-        for study_id, indices in _rows_by_study(studies).items():
+        numbers: dict[str, npt.NDArray[np.float64]] = {column: table.numbers(column, broken) for column in numeric}
+        for study_id, indices in table.rows_by_study().items():
             if study_id not in raws:
                 self.counts["boxes of unknown or left-out studies"] += len(indices)
                 continue
-            boxes = []
             try:
-                for index in indices:
-                    row = table.cells.row(int(index), named=True)
-                    corners = {column: float(values[index]) for column, values in numbers.items()}
-                    certainty = corners.pop("certainty", float("nan"))
-                    try:
-                        boxes.append(
-                            Box(
-                                name=row["name"] or "",
-                                **corners,
-                                shape=row.get("shape") or "box",
-                                certainty=None if np.isnan(certainty) else certainty,
-                            )
-                        )
-                    except InputError as error:
-                        raise InputError(f"{table.place(int(index))}: {error}") from None
+                if study_id in broken:
+                    raise InputError(broken[study_id])
+                raws[study_id].boxes = [_box(table, int(index), numbers) for index in indices]
             except InputError as error:
                 self.leave_out(study_id, str(error))
                 del raws[study_id]
-            else:
-                raws[study_id].boxes = boxes
 
 
-def _rows_by_study(studies: Sequence[str | None]) -> dict[str | None, npt.NDArray[np.int64]]:
-    """Indices of each study's rows, in table order; studies in order of first appearance."""
-    groups = pl.DataFrame({"study": pl.Series(studies, dtype=pl.String)}).with_row_index()
-    grouped = groups.group_by("study", maintain_order=True).agg("index")
-    return {
-        study: indices.to_numpy().astype(np.int64)
-        for study, indices in zip(grouped["study"], grouped["index"], strict=True)
-    }
+def _box(table: _Table, index: int, numbers: Mapping[str, npt.NDArray[np.float64]]) -> Box:
+    row = table.cells.row(index, named=True)
+    own = {column: float(values[index]) for column, values in numbers.items()}
+    certainty = own.pop("certainty", float("nan"))
+    try:
+        return Box(
+            name=row["name"] or "",
+            shape=row.get("shape") or "box",
+            certainty=None if np.isnan(certainty) else certainty,
+            **own,
+        )
+    except InputError as error:
+        raise InputError(f"{table.place(index)}: {error}") from None
 
 
 def _refuse_fractions(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], table: _Table) -> None:
@@ -327,8 +323,8 @@ def _refuse_fractions(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], ta
     if points.shape[1] < _ENOUGH_TO_TELL_FRACTIONS or not ((points >= 0) & (points <= 1)).all():
         return
     raise InputError(
-        f"{str(table.path)!r} has x and y between 0 and 1 only; expected pixels of the original image: if these are fractions of it, "
-        f"name the columns x_norm and y_norm."
+        f"{str(table.path)!r} has x and y between 0 and 1 only; expected pixels of the original image: if these are "
+        f"fractions of it, name the columns x_norm and y_norm."
     )
 
 
@@ -345,13 +341,13 @@ def _path(table: _Table, text: str) -> Path:
 def _typed(table: _Table, column: str) -> list[str | float | int | None]:
     """An attribute as whole numbers or numbers if every cell is one; a leading zero makes it an id, so text."""
     text = table.cells[column]
-    numbers, unreadable = table.numbers(column)
+    broken: dict[str | None, str] = {}
+    numbers = table.numbers(column, broken)
     filled = text.drop_nulls()
-    if unreadable or filled.str.contains(r"^[+-]?0\d").any() or filled.str.to_lowercase().is_in(_NO_NUMBER).any():
+    if broken or filled.str.contains(r"^[+-]?0\d").any() or filled.str.to_lowercase().is_in(_NO_NUMBER).any():
         return text.to_list()
-    if not filled.str.contains(r"^[+-]?\d{1,15}$").all():
-        return [None if np.isnan(number) else float(number) for number in numbers]
-    return [None if np.isnan(number) else int(number) for number in numbers]
+    whole = filled.str.contains(r"^[+-]?\d{1,15}$").all()
+    return [None if np.isnan(number) else int(number) if whole else float(number) for number in numbers]
 
 
 def _read_table(path: Path, known: Sequence[str], required: Sequence[str]) -> _Table:

@@ -1,8 +1,8 @@
 """The pixel worker: reads an image, resamples it and its masks, writes its row into the memory-mapped arrays.
 
-The import engine runs this file as a child process (``python -m radgaze.cohort.sources.worker FOLDER``) and talks to it in
-lines of JSON. A plain child process rather than a pool of forks: it starts without torch, needs no guard around the caller's
-script, pickles nothing, and a decoder that crashes on a damaged file takes down one study instead of the import.
+The import engine runs this file as a child process (``python -m radgaze.cohort.sources.worker FOLDER``) and talks to it
+in lines of JSON. A plain child process rather than a pool of forks: it starts without torch, needs no guard around the
+caller's script, pickles nothing, and a decoder that crashes on a damaged file takes down one study, not the import.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ class PixelWorker:
         masks = folder / MASKS
         self.masks = np.load(masks, mmap_mode="r+", allow_pickle=False) if masks.exists() else None
 
+    def answer(self, do: str, **message: Any) -> dict[str, Any]:
+        """Do what a message asks; a file that cannot be used is an answer too: ``{"error": sentence}``."""
+        try:
+            return self.read(**message) if do == "read" else self.place(**message)
+        except InputError as error:
+            return {"error": str(error)}
+
     def read(self, image: str, masks: list[list[str]]) -> dict[str, Any]:
         """Read the image and its masks (a list of files for each structure, empty where there is none)."""
         self._pixels, _ = read_image(Path(image))
@@ -61,8 +68,8 @@ class PixelWorker:
 
 def row_checksum(images: np.ndarray, masks: np.ndarray | None, row: int) -> int:
     """CRC-32 of a row, by which a resumed import knows that the row had reached the disk whole."""
-    checksum = zlib.crc32(np.ascontiguousarray(images[row]))
-    return checksum if masks is None else zlib.crc32(np.ascontiguousarray(masks[row]), checksum)
+    checksum = zlib.crc32(images[row].tobytes())
+    return checksum if masks is None else zlib.crc32(masks[row].tobytes(), checksum)
 
 
 def main() -> None:
@@ -73,12 +80,7 @@ def main() -> None:
     worker = PixelWorker(Path(sys.argv[1]))
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
-        message = json.loads(line)
-        try:
-            answer = getattr(worker, message.pop("do"))(**message)
-        except InputError as error:
-            answer = {"error": str(error)}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(worker.answer(**json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,333 @@
+"""Images and masks into memory-mapped arrays: in parallel, and going on where a killed import stopped.
+
+A folder of work, ``OUT.partial``, holds
+
+    plan.json      a fingerprint of the files, their sizes and times, and the grid; another plan starts everything over
+    images.npy     a row for each distinct image, those that turn out unreadable included
+    masks.npy      likewise
+    journal.jsonl  a line for each finished row: its source size and the checksum of its pixels
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import rich.console
+import rich.progress
+
+import radgaze
+from radgaze.cohort.sources.worker import IMAGES, MASKS, PixelWorker, row_checksum
+from radgaze.errors import InputError
+from radgaze.files import write_json
+from radgaze.gaze import Grid
+
+__all__ = ["Arrays", "Frame", "Picture"]
+
+_LAYOUT = 1  # of the folder of work; a change makes older ones start over
+_PICTURES_PER_WORKER = 24  # below this a child process costs more than it saves
+
+_Answer = dict[str, Any]
+_Ask = Callable[..., _Answer]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an image of any size becomes one of ``size`` (h, w); see ``write_cohort`` for ``fit`` and ``canvas``."""
+
+    size: tuple[int, int]
+    fit: str
+    canvas: tuple[int, int] | None
+
+    def grid(self, source_size: tuple[int, int]) -> Grid:
+        if self.fit == "letterbox":
+            return Grid.letterbox(source_size, self.size)
+        if self.fit == "stretch":
+            return Grid.area(source_size, self.size)
+        assert self.canvas is not None
+        return Grid.canvas(source_size, self.canvas, self.size)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row of the arrays: an image and, for each structure, the mask files to unite (none: unknown)."""
+
+    image: str
+    masks: tuple[tuple[str, ...], ...]
+    study_id: str = field(compare=False)  # the first study that shows it, for messages
+
+
+class Arrays:
+    """The arrays of one import in its folder of work."""
+
+    def __init__(self, folder: Path, pictures: Sequence[Picture], frame: Frame, structures: Sequence[str]) -> None:
+        self.folder = folder
+        self.pictures = pictures
+        self.frame = frame
+        self.structures = structures
+
+    def prepare(self) -> None:
+        """Make empty arrays, or keep those of an interrupted import of the very same files.
+
+        Raises:
+            InputError: the disk is too full.
+        """
+        plan = self.folder / "plan.json"
+        fingerprint = self._fingerprint()
+        try:
+            if json.loads(plan.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
+                return
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # there is none, or the kill tore it: start over
+        for entry in self.folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
+        allocate(self.folder / IMAGES, np.dtype(np.uint16), (len(self.pictures), *self.frame.size))
+        if self.structures:
+            shape = (len(self.pictures), len(self.structures), *self.frame.size)
+            allocate(self.folder / MASKS, np.dtype(np.uint8), shape)
+        write_json(plan, {"fingerprint": fingerprint, "pictures": len(self.pictures)} | asdict(self.frame))
+
+    def fill(
+        self, *, workers: int | None, strict: bool, progress: bool
+    ) -> tuple[dict[int, tuple[int, int]], dict[int, str]]:
+        """Read whatever is not in the arrays yet.
+
+        Returns:
+            the source size (H, W) of each row that was read, and for each other row the reason why it was not.
+
+        Raises:
+            InputError: ``strict``, and a picture could not be read.
+        """
+        sizes = self._finished_rows()
+        failures: dict[int, str] = {}
+        waiting = [row for row in range(len(self.pictures)) if row not in sizes]
+        if workers is None:
+            workers = min(_cores(), len(waiting) // _PICTURES_PER_WORKER)
+        lock = threading.Lock()
+
+        with _progress_bar(progress) as bar, (self.folder / "journal.jsonl").open("a", encoding="utf-8") as journal:
+            task = bar.add_task("Reading images", total=len(self.pictures), completed=len(sizes))
+
+            def handle(row: int, ask: _Ask) -> None:
+                answer = self._read_one(row, ask)
+                with lock:
+                    if "error" in answer:
+                        if strict:
+                            raise InputError(f"Study {self.pictures[row].study_id!r}: {answer['error']}")
+                        failures[row] = answer["error"]
+                    else:
+                        sizes[row] = answer["size"]
+                        journal.write(json.dumps({"row": row} | answer) + "\n")
+                        journal.flush()
+                    bar.advance(task)
+
+            if workers <= 1:
+                worker = PixelWorker(self.folder)
+                for row in waiting:
+                    handle(row, worker.answer)
+            else:
+                _in_child_processes(self.folder, waiting, handle, workers)
+        return sizes, failures
+
+    def put_into(self, finished: Path, rows: Sequence[int]) -> None:
+        """Put the arrays into the finished folder, reduced to ``rows``.
+
+        Links, not moves: a kill after this must leave the arrays where the next attempt looks for them.
+        """
+        for name in (IMAGES, MASKS) if self.structures else (IMAGES,):
+            if len(rows) == len(self.pictures):
+                try:
+                    os.link(self.folder / name, finished / name)
+                except OSError:  # a file system without links
+                    shutil.copyfile(self.folder / name, finished / name)
+                continue
+            array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+            target = allocate(finished / name, array.dtype, (len(rows), *array.shape[1:]))
+            for position, row in enumerate(rows):
+                target[position] = array[row]
+            target.flush()
+
+    def _fingerprint(self) -> str:
+        files = sorted({file for picture in self.pictures for file in (picture.image, *sum(picture.masks, ()))})
+        described = [
+            _LAYOUT,
+            asdict(self.frame),
+            list(self.structures),
+            [[picture.image, picture.masks] for picture in self.pictures],
+            [_stamp(file) for file in files],
+        ]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+    def _read_one(self, row: int, ask: _Ask) -> _Answer:
+        picture = self.pictures[row]
+        read = ask("read", image=picture.image, masks=picture.masks)
+        if "error" in read:
+            return read
+        size = (int(read["size"][0]), int(read["size"][1]))
+        try:
+            grid = self.frame.grid(size)
+        except InputError as error:
+            return {"error": f"image {picture.image!r}: {error}"}
+        return {"size": size} | ask("place", row=row, grid=asdict(grid))
+
+    def _finished_rows(self) -> dict[int, tuple[int, int]]:
+        """Rows of an interrupted import whose pixels are whole on disk, with their source sizes."""
+        journal = self.folder / "journal.jsonl"
+        if not journal.exists():
+            return {}
+        images = np.load(self.folder / IMAGES, mmap_mode="r", allow_pickle=False)
+        masks = np.load(self.folder / MASKS, mmap_mode="r", allow_pickle=False) if self.structures else None
+        sizes: dict[int, tuple[int, int]] = {}
+        whole = []
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the line that the kill tore
+            if row_checksum(images, masks, entry["row"]) == entry["checksum"]:
+                sizes[entry["row"]] = (entry["size"][0], entry["size"][1])
+                whole.append(line)
+        journal.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
+        return sizes
+
+
+def allocate(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new memory-mapped array of zeros, its space on the disk reserved.
+
+    Raises:
+        InputError: the disk is too full.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        # A full disk must be noticed now: noticed while writing through the map it would kill the process.
+        size = path.stat().st_size
+        try:
+            with path.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            path.unlink()
+            raise InputError(
+                f"{str(path)!r} needs {size / 1e9:.2f} GB ({error.strerror}); free some space or choose a smaller size."
+            ) from None
+    return array
+
+
+def _stamp(file: str) -> tuple[str, int, int]:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return file, -1, 0
+    return file, status.st_size, status.st_mtime_ns
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _progress_bar(shown: bool) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=rich.console.Console(stderr=True),
+        disable=not shown,
+    )
+
+
+# ---- child processes
+
+
+def _in_child_processes(folder: Path, rows: Sequence[int], handle: Callable[[int, _Ask], None], workers: int) -> None:
+    """One thread for each child process hands it rows until none is left; the first exception stops them all."""
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for row in rows:
+        waiting.put(row)
+    stop = threading.Event()
+
+    def serve(number: int) -> None:
+        with contextlib.closing(_Child(folder, number)) as child:
+            while not stop.is_set():
+                try:
+                    handle(waiting.get_nowait(), child.ask)
+                except queue.Empty:
+                    return
+                except BaseException:
+                    stop.set()
+                    raise
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for finished in [pool.submit(serve, number) for number in range(workers)]:
+                finished.result()
+        finally:
+            stop.set()
+
+
+class _Child:
+    """A pixel worker in a process of its own; started again when a damaged file has crashed it."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder = folder
+        self.log = folder / f"worker-{number}.log"
+        self._start()
+
+    def _start(self) -> None:
+        paths = [str(Path(radgaze.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        # One thread in each: the processes are the parallelism.
+        settings = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "radgaze.cohort.sources.worker", str(self.folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | settings,
+                text=True,
+                encoding="utf-8",
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.questions: IO[str] = self.process.stdin
+        self.answers: IO[str] = self.process.stdout
+        if not self.answers.readline():
+            self.close()
+            raise RuntimeError(f"the pixel worker did not start: {self.log.read_text(errors='replace')[-2000:]}")
+
+    def ask(self, do: str, **message: Any) -> _Answer:
+        try:
+            self.questions.write(json.dumps({"do": do} | message) + "\n")
+            self.questions.flush()
+            line = self.answers.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
+            answer: _Answer = json.loads(line)
+            return answer
+        self.close()
+        last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+        reason = " ".join([f"exit status {self.process.returncode}", *last])
+        self._start()
+        return {"error": f"its image or a mask crashed the reader ({reason})"}
+
+    def close(self) -> None:
+        for pipe in (self.questions, self.answers):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        self.process.wait()
