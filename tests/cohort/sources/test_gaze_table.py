@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import csv
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,27 +8,7 @@ import pytest
 
 from radgaze.cohort.sources.gaze_table import GazeTable, on_image, read_gaze_table
 from radgaze.errors import InputError
-
-HEADER = (
-    "SESSION_ID,MEDIA_ID,DICOM_ID,CNT,Time (in secs),TIMETICK(f=10000000),FPOGX,FPOGY,FPOGS,FPOGD,FPOGID,FPOGV,BPOGX,"
-    "BPOGY,BPOGV,LPCX,LPCY,LPD,LPS,LPV,RPCX,RPCY,RPD,RPS,RPV,BKID,BKDUR,BKPMIN,LPMM,LPMMV,RPMM,RPMMV,SACCADE_MAG,"
-    "SACCADE_DIR,VID_FRAME,X_ORIGINAL,Y_ORIGINAL"
-).split(",")
-A, B, C = (f"{digit * 8}-" * 4 + digit * 8 for digit in "abc")
-CALIBRATION = "calibration-screen-0000000000000000-001"
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]], header: list[str] = HEADER) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, header, restval=0, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def gaze_row(image: str, t: float, x: Any, y: Any, **others: Any) -> dict[str, Any]:
-    place = {"X_ORIGINAL": x, "Y_ORIGINAL": y}
-    return {"DICOM_ID": image, "Time (in secs)": t, "FPOGV": 1, "BKID": 0} | place | others
+from tests.cohort.sources.egd_rows import CALIBRATION, HEADER, A, B, C, gaze_row, write_rows
 
 
 def of(table: GazeTable, image: str) -> GazeTable:

@@ -63,7 +63,7 @@ def test_of_two_files_the_one_nearer_to_the_path_is_taken(tmp_path: Path) -> Non
 def test_two_equally_near_files_are_not_guessed_between(tmp_path: Path) -> None:
     touch(tmp_path / "a/s5/abc.dcm")
     touch(tmp_path / "b/s5/abc.dcm")
-    with pytest.raises(InputError, match="is both .*remove one"):
+    with pytest.raises(InputError, match=r"is both .*remove one"):
         MimicImages(tmp_path).find(SHEET_PATH)
 
 

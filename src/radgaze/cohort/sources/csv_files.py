@@ -91,7 +91,7 @@ def read_numbers(path: Path, columns: Sequence[str]) -> dict[str, npt.NDArray[np
         InputError: as :func:`read_columns`.
     """
     table = read_columns(path, dict.fromkeys(columns, pa.float64()))
-    return {name: table[name].to_numpy() for name in columns}
+    return {name: table[name].to_numpy(writable=True) for name in columns}
 
 
 def require_columns(path: Path, header: Sequence[str], required: Sequence[str]) -> None:

@@ -79,7 +79,7 @@ def import_egd_cxr(
     Args:
         root: folder with ``master_sheet.csv``, or one up to three levels above it.
         images: any folder of MIMIC-CXR's or MIMIC-CXR-JPG's tree (or a flat one) that holds the images as .dcm, .png
-        or .jpg.
+            or .jpg.
         out: folder to make.
         gaze: ``"samples"`` (``eye_gaze.csv``, about 60 Hz, ``t`` since the image appeared) or ``"fixations"``
             (``fixations.csv``, ``t`` the start and ``duration`` of each).
@@ -99,16 +99,14 @@ def import_egd_cxr(
     if gaze not in GAZE_FILES:
         raise InputError(f"gaze is {gaze!r}; {nearest(gaze, GAZE_FILES)}.")
     if split == "source":
-        raise InputError(
-            "split is 'source' but EGD-CXR states no split; choose 'patient' (or 'image' to mimic the papers)."
-        )
+        raise InputError("split is 'source' but EGD-CXR states none; choose 'patient', or 'image' to mimic the papers.")
     folder = find_folder(Path(root), "master_sheet.csv", "EGD-CXR")
     files = MimicImages(Path(images))
     sheet = read_text(folder / "master_sheet.csv", ["dicom_id", "patient_id", *CLASSES])
     attributes = _attributes(sheet)
     names = [name for name in sheet["dicom_id"].to_list() if name is not None]
     table = read_gaze_table(folder / GAZE_FILES[gaze], names, fixations=gaze == "fixations")
-    counts = Counter(table.counts)
+    counts = Counter({**table.counts, "images missing": 0})
     boxes, damaged_boxes = _boxes(folder / "bounding_boxes.csv", set(names), counts)
     repeated = {name for name, count in Counter(names).items() if count > 1}
 

@@ -111,8 +111,8 @@ def read_gaze_table(path: Path, images: Sequence[str], *, fixations: bool = Fals
             number[code] = position
     image_of = number[codes]
 
-    t = table[_TIME].to_numpy()
-    duration = table[_DURATION].to_numpy() if fixations else None
+    t = table[_TIME].to_numpy(writable=True)
+    duration = table[_DURATION].to_numpy(writable=True) if fixations else None
     if duration is not None:
         t = t - duration
     chosen = _in_order(image_of, t)
@@ -120,8 +120,8 @@ def read_gaze_table(path: Path, images: Sequence[str], *, fixations: bool = Fals
     starts = np.flatnonzero(np.diff(image_of, prepend=-1))
     bounds = pairwise([*starts.tolist(), len(image_of)])
     result = GazeTable(
-        x=table[x_name].to_numpy()[chosen],
-        y=table[y_name].to_numpy()[chosen],
+        x=table[x_name].to_numpy(writable=True)[chosen],
+        y=table[y_name].to_numpy(writable=True)[chosen],
         t=t[chosen],
         duration=None if duration is None else duration[chosen],
         tracked=(table[_VALID].to_numpy() > 0)[chosen],

@@ -81,7 +81,7 @@ def import_reflacx(
     Args:
         root: folder with ``main_data``, or one up to two levels above it; ``gaze_data`` lies beside it.
         images: any folder of MIMIC-CXR's or MIMIC-CXR-JPG's tree (or a flat one) that holds the images as .dcm, .png
-        or .jpg.
+            or .jpg.
         out: folder to make.
         gaze: ``"fixations"``, or ``"samples"`` at 1,000 Hz (points without the eye are invalid).
         phases: of the data set's three, those to import.
