@@ -139,10 +139,11 @@ class Cohort:
         return self.studies.height
 
     def __getitem__(self, index: int) -> Study:
-        row = self._rows[index]
+        index = range(len(self))[index]
+        row = self._row(index)
         height, width = self.size
         return Study(
-            index=range(len(self))[index],
+            index=index,
             study_id=row["study_id"],
             patient_id=row["patient_id"],
             label=row["label"],
@@ -165,9 +166,8 @@ class Cohort:
     def __reduce__(self) -> tuple[Any, ...]:
         return Cohort.open, (self.path,)  # another process opens the files itself, no array travels
 
-    @cached_property
-    def _rows(self) -> list[dict[str, Any]]:
-        return self.studies.to_dicts()
+    def _row(self, index: int) -> dict[str, Any]:
+        return self.studies.row(index, named=True)
 
     @cached_property
     def _index_of(self) -> dict[str, int]:
@@ -240,7 +240,7 @@ class Cohort:
     def has_mask(self, index: int, name: str) -> bool:
         """Whether the source has the mask ``name`` for study ``index``."""
         self._structure(name)
-        return bool(self._rows[index][f"has_mask_{name}"])
+        return bool(self._row(index)[f"has_mask_{name}"])
 
     def mask(self, index: int, name: str) -> npt.NDArray[np.uint8]:
         """(h, w) uint8 view of a study's mask; all 255 where it has none.
@@ -250,7 +250,7 @@ class Cohort:
         """
         structure = self._structure(name)
         assert self.masks is not None
-        return self.masks[self._rows[index]["image_row"], structure]
+        return self.masks[self._row(index)["image_row"], structure]
 
     def _structure(self, name: str) -> int:
         if name not in self.structures:
@@ -285,7 +285,7 @@ class Cohort:
 
     def gaze(self, index: int) -> Gaze | None:
         """The gaze of study ``index`` in original image pixels; None where there is none."""
-        row = self._rows[index]
+        row = self._row(index)
         if not row["gaze_count"]:
             return None
         points = slice(row["gaze_start"], row["gaze_start"] + row["gaze_count"])
@@ -317,7 +317,7 @@ class Cohort:
 
     def boxes(self, index: int) -> list[Box]:
         """Boxes and ellipses of study ``index`` in original image pixels."""
-        return list(self._boxes_of.get(self._rows[index]["study_id"], ()))
+        return list(self._boxes_of.get(self._row(index)["study_id"], ()))
 
     def check(self) -> None:
         """Read every file and compare it with its checksum.
@@ -351,7 +351,7 @@ def resplit(
     # Not Cohort.open: this is the way out of a split that it refuses.
     cohort = Cohort(path, meta, pl.read_parquet(path / "studies.parquet"))
     if cohort.task == "multilabel":
-        labels = rarest_labels([{name: row[f"y_{name}"] for name in cohort.classes} for row in cohort._rows])
+        labels = rarest_labels([{name: row[f"y_{name}"] for name in cohort.classes} for row in cohort.studies.iter_rows(named=True)])
     else:
         labels = cohort.studies["label"].to_list()
     if by == "patient":

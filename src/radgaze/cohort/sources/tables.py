@@ -138,7 +138,7 @@ class _Table:
         return f"{self.path.name} row {self.cells['row'][index]}"
 
     def numbers(self, column: str, broken: dict[str | None, str] | None = None) -> npt.NDArray[np.float64]:
-        """A column as numbers, NaN where empty; studies with cells that are no finite number are noted in ``broken``."""
+        """A column as numbers, NaN where empty; studies with a cell that is no number are noted in ``broken``."""
         text = self.cells[column]
         plain = text.str.replace(",", ".", literal=True) if self.decimal_comma else text
         missing = text.is_null() | text.str.to_lowercase().is_in(_NO_NUMBER).fill_null(False)
