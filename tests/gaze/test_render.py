@@ -243,6 +243,22 @@ def test_constant_maps_are_zero(scale: str) -> None:
         assert not maps.any()
 
 
+def test_rounding_is_not_stretched_to_full_contrast() -> None:
+    """A Gaussian far wider than the image is flat but for the last bits of float32."""
+    rng = np.random.default_rng(6)
+    gaze = Gaze(rng.uniform(0, 47, 50), rng.uniform(0, 63, 50))
+    assert not render(gaze, (64, 48), preset="egd-official", sigma=1e5).any()
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_gaze_beside_the_image_reaches_into_it_only_in_reflacx(preset: str) -> None:
+    inside = Gaze([300, 350], [200, 420], duration=[1, 1], px_per_degree=[[40, 50]] * 2)
+    beside = Gaze([-9], [210], duration=[1], px_per_degree=[[40, 50]])
+    alone, together = (render(g, (500, 600), preset=preset, stride=10) for g in (inside, Gaze.concat([inside, beside])))
+    assert torch.equal(alone, together) == (preset != "reflacx")
+    assert (together[21, 0] > alone[21, 0] + 1e-4) == (preset == "reflacx")
+
+
 def test_zero_weights_and_a_grid_elsewhere_have_no_map() -> None:
     gaze = Gaze([5, 6], [5, 6])
     assert not render(gaze, (30, 20), weights=torch.zeros(2)).any()
