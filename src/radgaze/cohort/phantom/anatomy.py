@@ -4,13 +4,15 @@ Every pixel is one X-ray. Its absorbance is the Beer-Lambert integral over the t
 
     A = mu_soft * (T - L) + mu_lung * L + (mu_bone - mu_soft) * B + (mu_spongy - mu_soft) * S        I = I0 * exp(-A)
 
-with T the thickness of the body, L the path through air-filled lung, B and S those through compact and spongy bone, in millimetres
-(:mod:`~radgaze.cohort.phantom.thorax`). L is what the rib cage holds minus what displaces air: heart, vessels, diaphragm, and disease
-(:mod:`~radgaze.cohort.phantom.disease`). The detector counts a Poisson number of photons plus scatter, blurred, and the console stores
-their logarithm with its latitude compressed, bones bright, in 12 bits.
+with T the thickness of the body, L the path through air-filled lung, B and S those through compact and spongy bone, in
+millimetres (:mod:`~radgaze.cohort.phantom.thorax`). L is what the rib cage holds minus what displaces air: heart,
+vessels, diaphragm, and disease (:mod:`~radgaze.cohort.phantom.disease`). The detector counts a Poisson number of
+photons plus scatter, blurred, and the console stores their logarithm with its latitude compressed, bones bright, in 12
+bits.
 
-Everything is drawn from (seed, patient, study), with streams of their own for anatomy, disease and exposure: the same patient without
-disease is the same call with another label. The images are for testing and teaching methods and carry no clinical meaning.
+Everything is drawn from (seed, patient, study), with streams of their own for anatomy, disease and exposure: the same
+patient without disease is the same call with another label. The images are for testing and teaching methods and carry
+no clinical meaning.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ PHOTONS_PER_MM2 = 4.0e5  # reaching the detector through air
 
 @dataclass(frozen=True)
 class Lesion:
-    """Something abnormal: its name in EGD-CXR's words, its box, and how well it shows (0 invisible to 1 unmistakable)."""
+    """Something abnormal: its name in EGD-CXR's words, its box, how well it shows (0 invisible to 1 unmistakable)."""
 
     name: str
     box: Box
@@ -91,9 +93,9 @@ class Lesion:
 class Radiograph:
     """One exposure and everything known about it.
 
-    ``pixels`` is (H, W) uint16 in [0, 4095], bones bright. ``masks`` (names in ``MASKS``) are (H, W) bool, ``anatomies`` (names in
-    ``ANATOMIES``; those in the image) boxes in pixels; the patient's left is on the image's right. ``cardiothoracic_ratio`` is the
-    silhouette's greatest width over the inner width of the chest.
+    ``pixels`` is (H, W) uint16 in [0, 4095], bones bright. ``masks`` (names in ``MASKS``) are (H, W) bool,
+    ``anatomies`` (names in ``ANATOMIES``; those in the image) boxes in pixels; the patient's left is on the image's
+    right. ``cardiothoracic_ratio`` is the silhouette's greatest width over the inner width of the chest.
     """
 
     pixels: NDArray[np.uint16]
@@ -124,13 +126,14 @@ def expose(
     """One chest radiograph of a made-up patient.
 
     Args:
-        label: ``"Normal"``, ``"CHF"`` (large heart, congested vessels, haze, effusions) or ``"pneumonia"`` (one to three
-            consolidations).
-        seed, patient, study: what is drawn. Another ``label`` is the same patient, position and noise; another ``size`` is the same
-            scene on another detector.
+        label: ``"Normal"``, ``"CHF"`` (large heart, congested vessels, haze, effusions) or ``"pneumonia"`` (one to
+            three consolidations).
+        seed, patient, study: what is drawn. Another ``label`` is the same patient, position and noise; another
+            ``size`` is the same scene on another detector.
         size: (height, width) in pixels, at least 32 each; the 400 x 333 mm field is fitted inside.
-        difficulty: 0 (every disease is plain) to 1 (no disease shows: chance). Severity scales with 1 - difficulty, so excess heart
-            size, lesion contrast and lesion extent shrink together; healthy heart sizes and lung markings spread wider.
+        difficulty: 0 (every disease is plain) to 1 (no disease shows: chance). Severity scales with 1 - difficulty, so
+            excess heart size, lesion contrast and lesion extent shrink together; healthy heart sizes and lung markings
+            spread wider.
 
     Raises:
         InputError: unknown label, difficulty outside [0, 1], or an image side below 32 pixels.
@@ -237,7 +240,7 @@ def _mark(absorbance: Image, frame: Frame, rng: np.random.Generator) -> None:
 
 
 def _detect(absorbance: Image, mm: float, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """Photons, scatter, blur, logarithm and the console's tone curve, to ``BITS`` bits. ``mm`` per pixel on the detector."""
+    """Photons, scatter, blur, logarithm and tone curve, to ``BITS`` bits. ``mm`` is a pixel's side on the detector."""
     primary = np.exp(-absorbance)
     # Scatter comes from all around and carries no detail. Around the body the unattenuated beam is collimated away.
     scatter = 0.30 * _smooth(np.minimum(primary, 0.25), 38 / mm)

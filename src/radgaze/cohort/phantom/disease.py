@@ -1,7 +1,7 @@
 """What heart failure and pneumonia do to the air in the lungs.
 
-Nothing is painted: a finding is a share of the air path that fluid takes, so it is as bright as the lung behind it is deep and hides
-behind ribs, heart and diaphragm as it would in a patient. Severity 1 is plain disease, 0 is none.
+Nothing is painted: a finding is a share of the air path that fluid takes, so it is as bright as the lung behind it is
+deep and hides behind ribs, heart and diaphragm as it would in a patient. Severity 1 is plain disease, 0 is none.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _effusion(frame: Frame, thorax: Thorax, side: int, degree: float, rng: np.ra
 
 
 def _consolidation(frame: Frame, thorax: Thorax, degree: float, rng: np.random.Generator) -> Finding:
-    """Air spaces filled with fluid: a ragged patch, or part of a lobe cut straight by its fissure; some bronchi stay open."""
+    """Fluid in the air spaces: a ragged patch, or part of a lobe cut straight by its fissure; bronchi stay open."""
     side, lobar = int(rng.choice(SIDES)), bool(rng.random() < 0.4)
     level = rng.uniform(0.24, 0.78)
     y0 = thorax.apex + level * (thorax.base - thorax.apex)

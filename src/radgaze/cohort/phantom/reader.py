@@ -1,14 +1,17 @@
 """A radiologist's eyes on a radiograph: fixations, saccades, blinks and an eye tracker that is not perfect.
 
-The reader follows a search pattern over the anatomy in an order of its own, is drawn by whatever stands out, returns to it, and
-checks what goes with it (a large heart sends the eyes to hila and costophrenic angles). It never knows the label: a lesion attracts
-in proportion to how well it shows.
+The reader follows a search pattern over the anatomy in an order of its own, is drawn by whatever stands out, returns
+to it, and checks what goes with it (a large heart sends the eyes to hila and costophrenic angles). It never knows the
+label: a lesion attracts in proportion to how well it shows.
 
 Numbers are those of the eye-movement literature, not fitted to any data set:
 
-- fixation durations are log-normal with a median near 280 ms (Rayner 1998; Kundel & La Follette 1972 for films), longer on findings;
-- saccade duration follows the main sequence, 21 ms + 2.2 ms per degree (Carpenter 1988), with a smooth velocity profile;
-- within a fixation the eye jitters by about 0.1 degree and drifts slowly; blinks come about every 4 s and last 100-250 ms;
+- fixation durations are log-normal with a median near 280 ms (Rayner 1998; Kundel & La Follette 1972 for films),
+longer on findings;
+- saccade duration follows the main sequence, 21 ms + 2.2 ms per degree (Carpenter 1988), with a smooth velocity
+profile;
+- within a fixation the eye jitters by about 0.1 degree and drifts slowly; blinks come about every 4 s and last 100-250
+ms;
 - the tracker adds a calibration offset that drifts through a session, and loses the eye around blinks.
 
 Positions are pixels of the radiograph as shown; where a reader looks off the image they lie outside it.
@@ -17,9 +20,11 @@ Positions are pixels of the radiograph as shown; where a reader looks off the im
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 
 from radgaze.cohort.phantom.anatomy import Box, Lesion, Radiograph
 from radgaze.errors import InputError
@@ -60,6 +65,14 @@ COMPANIONS = {
 """Where a finding sends the eyes next."""
 
 
+class _Visit(NamedTuple):
+    """Some fixations in one place, each the longer the more the place holds the eye (0..1)."""
+
+    box: Box
+    fixations: int
+    hold: float = 0.0
+
+
 @dataclass(frozen=True)
 class Session:
     """One sitting of one reader at one tracker: habits and calibration that its recordings share."""
@@ -96,9 +109,10 @@ class Session:
 class Recording:
     """What the tracker wrote while one radiograph was on screen.
 
-    Per sample, (N,): ``t`` s since the image appeared, ``x``/``y`` pixels of the radiograph (NaN while the eye is lost), ``fixation``
-    index of the fixation under way (-1 in a saccade or blink), ``blink`` bool, ``pupil`` mm.
-    Per fixation, (F,): ``starts``/``durations`` s, ``centre_x``/``centre_y`` pixels as measured, ``last`` index of its last sample.
+    Per sample, (N,): ``t`` s since the image appeared, ``x``/``y`` pixels of the radiograph (NaN while the eye is
+    lost), ``fixation`` index of the fixation under way (-1 in a saccade or blink), ``blink`` bool, ``pupil`` mm.
+    Per fixation, (F,): ``starts``/``durations`` s, ``centre_x``/``centre_y`` pixels as measured, ``last`` index of its
+    last sample.
     """
 
     t: NDArray[np.float64]
@@ -156,47 +170,49 @@ def _scan_path(
     image: Radiograph, session: Session, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Where the eyes rest, and for how long: x, y (pixels) and durations (s)."""
-    visits: list[tuple[Box, float, int]] = []  # where, how strongly it holds the eye, how many fixations
     height, width = image.size
-    visits.append(((0.42 * width, 0.35 * height, 0.58 * width, 0.6 * height), 0.0, int(rng.integers(1, 3))))
+    visits: list[_Visit] = [_Visit((0.42 * width, 0.35 * height, 0.58 * width, 0.6 * height), int(rng.integers(1, 3)))]
     noticed: list[Lesion] = []
     for name in session.order:
         box = image.anatomies.get(name)
-        if box is None or rng.random() < 0.08:
+        if box is None or rng.random() < 0.06:
             continue
-        visits.append((box, 0.0, 1 + int(rng.poisson(0.9 if "zone" in name else 0.4))))
-        # Findings catch the eye when the search comes near, or from the corner of the eye when they are plain.
+        visits.append(_Visit(box, 1 + int(rng.poisson(1.8 if "zone" in name else 0.7))))
+        # A finding catches the eye when the search comes near, or from the corner of the eye when it is plain.
         for lesion in image.lesions:
-            near = 0.85 if _touch(box, lesion.box) else 0.18
+            near = 0.85 if _overlap(box, lesion.box) else 0.18
             if lesion not in noticed and rng.random() < near * lesion.visibility:
                 noticed.append(lesion)
-                visits.append((lesion.box, lesion.visibility, 1 + int(rng.poisson(4.0 * lesion.visibility))))
-                for companion in COMPANIONS.get(lesion.name, ()):
-                    if companion in image.anatomies and rng.random() < 0.7 * lesion.visibility:
-                        visits.append((image.anatomies[companion], 0.25, 1))
-    # A second look at what was found, then the report is dictated with glances between findings and anatomy.
+                visits.append(_Visit(lesion.box, 1 + int(rng.poisson(3.0 * lesion.visibility)), lesion.visibility))
+                visits += [
+                    _Visit(image.anatomies[companion], 1, 0.25)
+                    for companion in COMPANIONS.get(lesion.name, ())
+                    if companion in image.anatomies and rng.random() < 0.5 * lesion.visibility
+                ]
+    # The report is dictated with a second look at what was found and glances at everything else.
+    names = list(image.anatomies)
     for lesion in noticed:
-        for _ in range(int(rng.poisson(1.8 * lesion.visibility))):
-            visits.append((lesion.box, lesion.visibility, 1 + int(rng.poisson(1.5))))
-            names = list(image.anatomies)
-            visits.append((image.anatomies[names[int(rng.integers(len(names)))]], 0.0, 1))
-    if rng.random() < 0.6:  # a glance at the side marker or off the film, at the worklist
-        visits.insert(
-            int(rng.integers(len(visits))), ((-0.25 * width, 0.2 * height, -0.03 * width, 0.7 * height), 0.0, 1)
-        )
+        for _ in range(int(rng.poisson(1.4 * lesion.visibility))):
+            visits.append(_Visit(lesion.box, 1 + int(rng.poisson(1.2)), lesion.visibility))
+            visits.append(_Visit(image.anatomies[names[int(rng.integers(len(names)))]], 1))
+    while sum(visit.fixations for visit in visits) < 40 and names:
+        visits.append(_Visit(image.anatomies[names[int(rng.integers(len(names)))]], 1 + int(rng.poisson(0.5))))
+    if rng.random() < 0.6:  # a glance off the film, at the worklist
+        aside = _Visit((-0.25 * width, 0.2 * height, -0.03 * width, 0.7 * height), 1)
+        visits.insert(int(rng.integers(len(visits))), aside)
 
     x, y, durations = [], [], []
-    for (xmin, ymin, xmax, ymax), hold, count in visits:
-        # Within a region the eye lands around the centre; the spread keeps most landings inside the box.
-        fx, fy = np.clip(rng.normal(0.5, 0.24, count), -0.1, 1.1), np.clip(rng.normal(0.5, 0.24, count), -0.1, 1.1)
+    for (xmin, ymin, xmax, ymax), count, hold in visits:
+        # Landings scatter around a region's centre, nearly all of them within it.
+        fx, fy = np.clip(rng.normal(0.5, 0.24, (2, count)), -0.1, 1.1)
         x.append(xmin + fx * (xmax - xmin))
         y.append(ymin + fy * (ymax - ymin))
-        median = 0.265 * session.pace * (1 + 0.55 * hold)
+        median = 0.275 * session.pace * (1 + 0.55 * hold)
         durations.append(np.clip(np.exp(rng.normal(np.log(median), 0.42, count)), 0.09, 1.6))
     return np.concatenate(x), np.concatenate(y), np.concatenate(durations)
 
 
-def _touch(a: Box, b: Box) -> bool:
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
@@ -241,7 +257,7 @@ def _record(
     while onset < end:
         blink |= (t >= onset) & (t < onset + rng.uniform(0.10, 0.25))
         onset += 0.6 + rng.exponential(session.blink_every)
-    lost = blink | (rng.random(len(t)) < 0.002)
+    lost = blink | (rng.random(len(t)) < 0.12 / rate)  # and for a moment every eight seconds or so
     fixation[lost] = -1
     gaze_x[lost] = np.nan
     gaze_y[lost] = np.nan
@@ -251,8 +267,6 @@ def _record(
 
 def _wander(rng: np.random.Generator, n: int, memory: float) -> NDArray[np.float64]:
     """A first-order autoregressive walk with unit deviation."""
-    from scipy.signal import lfilter
-
     steps = rng.normal(0, np.sqrt(1 - memory**2), n)
     return lfilter([1.0], [1.0, -memory], steps)
 

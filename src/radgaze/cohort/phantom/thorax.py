@@ -1,12 +1,13 @@
 """The bodies an X-ray passes through: rib cage, lungs, heart, vessels and bones, each as a map of path lengths.
 
-The model is 2.5-dimensional. Large bodies are analytic chords (a superelliptic rib cage, ellipsoid heart and great vessels); ribs and
-pulmonary vessels are space curves whose mass is projected onto the detector. Every function returns millimetres of something along
-each ray; :mod:`radgaze.cohort.phantom.anatomy` turns those into a radiograph.
+The model is 2.5-dimensional. Large bodies are analytic chords (a superelliptic rib cage, ellipsoid heart and great
+vessels); ribs and pulmonary vessels are space curves whose mass is projected onto the detector. Every function returns
+millimetres of something along each ray; :mod:`radgaze.cohort.phantom.anatomy` turns those into a radiograph.
 
-Coordinates are millimetres in the patient: x towards the image's right (the patient's left), y downwards, origin at the top centre of
-a nominal 333 x 400 mm field. ``side`` is -1 for the patient's right (the image's left), +1 for the left, and u = side * x is the distance
-from the midline. Shapes depend on millimetres only, so the same patient looks the same at any image size.
+Coordinates are millimetres in the patient: x towards the image's right (the patient's left), y downwards, origin at
+the top centre of a nominal 333 x 400 mm field. ``side`` is -1 for the patient's right (the image's left), +1 for the
+left, and u = side * x is the distance from the midline. Shapes depend on millimetres only, so the same patient looks
+the same at any image size.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Ellipse(NamedTuple):
 
 @dataclass(frozen=True)
 class Frame:
-    """Where pixels sit in the patient: row i at height y[i] mm, and x[i, j] mm sideways from the leaning, bowed midline."""
+    """Where pixels sit in the patient: row i at height y[i] mm, x[i, j] mm sideways from the leaning, bowed midline."""
 
     size: tuple[int, int]
     mm: float  # patient millimetres per pixel
@@ -80,7 +81,7 @@ class Frame:
         return cls(size, mm, y, x.astype(np.float32), midline.astype(np.float32), centre)
 
     def coarser(self, mm: float) -> tuple[Frame, int]:
-        """Every n-th pixel, so that pixels grow to at most ``mm``; and n. Unchanged (n = 1) where they are that large already."""
+        """Every n-th pixel, so that they grow to at most ``mm``, and n; unchanged (n = 1) where they are that large."""
         n = max(1, int(mm / self.mm))
         x, y = self.x[::n, ::n], self.y[::n]
         return Frame((len(y), x.shape[1]), self.mm * n, y, x, self.midline[::n], self.centre / n), n
@@ -94,7 +95,7 @@ class Frame:
         return column, (y - self.y[0]) / self.mm
 
     def window(self, x0: float, x1: float, y0: float, y1: float) -> Window:
-        """Rows and columns that hold everything between x0..x1 and y0..y1: most bodies are small, so the work is too."""
+        """Rows and columns that hold all between x0..x1 and y0..y1: most bodies are small, so the work is too."""
 
         def span(low: float, high: float, length: int) -> slice:
             return slice(int(np.clip(low, 0, length)), int(np.clip(high + 2, 0, length)))
@@ -120,10 +121,11 @@ class Frame:
         x, y = self.at(window)
         dx, dy = x - shape.x, y - shape.y
         c, s = float(np.cos(shape.angle)), float(np.sin(shape.angle))
-        return window, ((c * dx + s * dy) / shape.a) ** 2 + ((c * dy - s * dx) / shape.b) ** 2
+        r2: NDArray[Any] = ((c * dx + s * dy) / shape.a) ** 2 + ((c * dy - s * dx) / shape.b) ** 2
+        return window, r2
 
     def splat(self, x: NDArray[Any], y: NDArray[Any], volume: NDArray[Any]) -> Image:
-        """Sum volumes (mm^3) at points (mm) into a map of thickness (mm), bilinearly: mass is kept wherever a point falls."""
+        """Sum volumes (mm^3) at points (mm) into a map of thickness (mm), bilinearly, so that mass is kept."""
         height, width = self.size
         column, row = self.pixels(x.ravel(), y.ravel())
         inside = (column >= 0) & (column < width - 1) & (row >= 0) & (row < height - 1)
@@ -137,7 +139,7 @@ class Frame:
         return np.bincount(index, weights=weight, minlength=height * width).reshape(height, width).astype(np.float32)
 
     def cloud(self, rng: np.random.Generator, scale: float, octaves: int = 3) -> Image:
-        """Fractal noise of zero mean and about unit deviation, its coarsest detail ``scale`` mm wide; the same at any image size."""
+        """Fractal noise of zero mean and about unit deviation, its coarsest detail ``scale`` mm wide, at any size."""
         total = self.zeros()
         x = (np.arange(self.size[1], dtype=np.float32) - self.centre) * self.mm + 250
         for octave in range(octaves):
@@ -160,7 +162,7 @@ def enlarge(small: Image, size: tuple[int, int], stride: int) -> Image:
     return (columns @ (rows @ padded).T).T
 
 
-def bspline(position: Image, knots: int) -> sparse.csr_array:
+def bspline(position: NDArray[Any], knots: int) -> sparse.csr_array:
     """(N, knots) uniform cubic B-spline weights at fractional knot positions, sparse: four a row."""
     start = position.astype(np.int64)
     t = (position - start).astype(np.float32)
@@ -295,7 +297,7 @@ def breasts(frame: Frame, thorax: Thorax) -> Image:
 
 
 def lungs(frame: Frame, thorax: Thorax) -> tuple[Image, dict[int, Mask]]:
-    """Air in both lungs before vessels and disease, and each lung's outline: above the diaphragm, beside heart and vessels."""
+    """Air in both lungs before vessels and disease, and each lung's outline above diaphragm and beside heart."""
     displaced, silhouette = frame.zeros(), np.zeros(frame.size, bool)
     # The heart is full-bodied and its border crisp; vessels are round and fade.
     for shape, power in [(s, 0.36) for s in thorax.heart_shapes] + [(s, 0.75) for s in thorax.vessel_shapes]:
@@ -312,7 +314,8 @@ def lungs(frame: Frame, thorax: Thorax) -> tuple[Image, dict[int, Mask]]:
         half = frame.beside(side, -6, 0.75 * FIELD_MM[1], -1e3, 1e3)
         u = side * frame.x[half]
         lateral, medial = thorax.lateral(y)[:, None], thorax.medial(side, y)[:, None]
-        # The rib cage is an elliptic cylinder: its chord falls to nothing at the wall, which draws the bright pleural margin.
+        # The rib cage is an elliptic cylinder: its chord falls to nothing at the wall, which draws the bright pleural
+        # margin.
         across = (
             chord((u / lateral) ** 2) * (midline + (1 - midline) * step((u - medial) / 16 + 0.5)) * step((u + 4) / 8)
         )
@@ -356,8 +359,9 @@ def stomach(frame: Frame, thorax: Thorax, rng: np.random.Generator) -> Image:
 def vessels(frame: Frame, thorax: Thorax, rng: np.random.Generator, congestion: float) -> Image:
     """Blood in the hila and the branching pulmonary vessels.
 
-    Each hilum roots eight binary trees of seven levels; daughters are about 0.77 as wide (Murray's law, r^3 shared). ``congestion``
-    (0..1) widens vessels, those of the upper zones most: the redistribution radiologists call cephalisation.
+    Each hilum roots eight binary trees of seven levels; daughters are about 0.77 as wide (Murray's law, r^3 shared).
+    ``congestion`` (0..1) widens vessels, those of the upper zones most: the redistribution radiologists call
+    cephalisation.
     """
     total = frame.zeros()
     # Angles from straight lateral, positive downwards: three to the upper lobe, two to the middle, three to the base.
@@ -405,9 +409,9 @@ def vessels(frame: Frame, thorax: Thorax, rng: np.random.Generator, congestion: 
 def ribs(frame: Frame, thorax: Thorax, rng: np.random.Generator) -> Image:
     """Compact bone in ten pairs of ribs.
 
-    A rib is a space curve from the spine around the wall to the front. Its cross-section is everywhere the same upright band, so the
-    projection is the curve's, splatted, and then convolved down the columns once. Where the curve runs along the beam, at the side
-    walls, its mass piles up by itself, as in a radiograph.
+    A rib is a space curve from the spine around the wall to the front. Its cross-section is everywhere the same
+    upright band, so the projection is the curve's, splatted, and then convolved down the columns once. Where the curve
+    runs along the beam, at the side walls, its mass piles up by itself, as in a radiograph.
     """
     first, pitch = thorax.apex + 8, (thorax.base - thorax.apex - 40) / 9.6
     theta = np.linspace(
@@ -428,7 +432,8 @@ def ribs(frame: Frame, thorax: Thorax, rng: np.random.Generator) -> Image:
         arc = np.sqrt(np.gradient(u) ** 2 + np.gradient(y) ** 2 + np.gradient(0.6 * wall * z) ** 2)
         # The front half is thinner, and fades into cartilage that X-rays hardly see.
         compact = arc * np.where(back, 1.0, 0.72) * step((0.84 * np.pi - theta) / 0.12) * step((theta - 0.08) / 0.16)
-        # The band is 6.4 mm thick, away from the chest's axis: sideways at the wall, along the beam in front and behind.
+        # The band is 6.4 mm thick, away from the chest's axis: sideways at the wall, along the beam in front and
+        # behind.
         sideways = 3.2 * np.sin(theta)[:, None] * offsets
         for side in SIDES:
             xs.append((side * u + thorax.rotation * z)[:, None] + sideways)
