@@ -1,0 +1,165 @@
+"""The measures by name: what each is called, what it means, and which direction is better.
+
+One table serves the report's columns, its arrows and its glossary, so that a measure is explained in one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["BASELINES", "GLOSSARY", "Measure", "describe", "is_bounded"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure as a reader of the report meets it.
+
+    ``better`` is the direction of a better model; ``chance`` is the value of a model that knows nothing,
+    where there is one.
+    """
+
+    key: str
+    name: str
+    better: Literal["higher", "lower"] | None
+    span: str
+    definition: str
+    chance: float | None = None
+    units: str = ""
+
+    @property
+    def arrow(self) -> str:
+        """``↑`` or ``↓``: the direction of a better value."""
+        return {"higher": "↑", "lower": "↓", None: ""}[self.better]
+
+
+_SALIENCY = (
+    Measure(
+        "kld",
+        "KLD",
+        "lower",
+        "0 to ∞",
+        "Kullback–Leibler divergence of the reader's map Q from the prediction P, both summing to 1: Σ Q·ln(Q / P).",
+        units="nats",
+    ),
+    Measure("cc", "CC", "higher", "−1 to 1", "Pearson correlation of predicted and reader's map over the pixels.", 0.0),
+    Measure(
+        "sim",
+        "SIM",
+        "higher",
+        "0 to 1",
+        "Histogram similarity: Σ min(P, Q) of the two maps, each summing to 1 (the papers call it HS).",
+    ),
+    Measure(
+        "nss",
+        "NSS",
+        "higher",
+        "unbounded",
+        "Normalised scanpath saliency: the prediction, standardised to mean 0 and SD 1, averaged over fixated pixels.",
+        0.0,
+        units="SD",
+    ),
+    Measure(
+        "auc_judd",
+        "AUC-Judd",
+        "higher",
+        "0 to 1",
+        "Probability that a fixated pixel is predicted higher than a pixel nobody fixated.",
+        0.5,
+    ),
+    Measure(
+        "shuffled_auc",
+        "Shuffled AUC",
+        "higher",
+        "0 to 1",
+        "As AUC-Judd, against fixations of other studies: a map that only knows where readers tend to look gets 0.5.",
+        0.5,
+    ),
+    Measure(
+        "information_gain",
+        "Information gain",
+        "higher",
+        "unbounded",
+        "Mean log₂ of how much likelier the prediction makes each fixation than the baseline map does.",
+        0.0,
+        units="bits",
+    ),
+)
+
+_CLASSIFICATION = (
+    Measure(
+        "auc_macro",
+        "Macro AUC",
+        "higher",
+        "0 to 1",
+        "Area under the ROC curve, one class against the rest, averaged over classes with equal weight.",
+        0.5,
+    ),
+    Measure(
+        "auc_macro_ovo",
+        "Macro AUC, one against one",
+        "higher",
+        "0 to 1",
+        "Area under the ROC curve averaged over all pairs of classes: unaffected by how common each class is.",
+        0.5,
+    ),
+    Measure(
+        "auc_micro",
+        "Micro AUC",
+        "higher",
+        "0 to 1",
+        "Area under one ROC curve of all class decisions pooled: common classes weigh more.",
+        0.5,
+    ),
+    Measure("auc", "AUC", "higher", "0 to 1", "Area under one class's ROC curve, that class against the rest.", 0.5),
+    Measure("accuracy", "Accuracy", "higher", "0 to 1", "Share of studies whose likeliest class is the true one."),
+    Measure(
+        "balanced_accuracy",
+        "Balanced accuracy",
+        "higher",
+        "0 to 1",
+        "Accuracy within each class, averaged over the classes with equal weight.",
+    ),
+    Measure(
+        "ece",
+        "ECE",
+        "lower",
+        "0 to 1",
+        "Expected calibration error: mean gap of confidence and accuracy over bins of confidence, weighted by studies.",
+    ),
+    Measure(
+        "brier",
+        "Brier score",
+        "lower",
+        "0 to 2",
+        "Mean squared distance between the predicted probabilities and the one-hot truth, summed over classes.",
+    ),
+    Measure(
+        "nll",
+        "NLL",
+        "lower",
+        "0 to ∞",
+        "Negative log-likelihood of the true class (cross entropy).",
+        units="nats",
+    ),
+)
+
+GLOSSARY: dict[str, Measure] = {measure.key: measure for measure in (*_CLASSIFICATION, *_SALIENCY)}
+"""Every known measure by its key in ``report.json``, in the order in which tables show them."""
+
+BASELINES: dict[str, str] = {
+    "mean map": "the average reader's map over the training studies, the same for every image",
+    "centre": "a Gaussian at the image centre, the same for every image",
+    "uniform": "equal attention everywhere",
+}
+"""Attention baselines by name: maps that never look at the image they are scored on."""
+
+
+def describe(key: str) -> Measure:
+    """The measure called ``key``; one this table lacks is named after its key and claims no direction."""
+    return GLOSSARY.get(key) or Measure(key, key.replace("_", " ").capitalize(), None, "", "")
+
+
+def is_bounded(key: str) -> bool:
+    """Whether ``key`` cannot exceed 1 (AUC, CC, SIM, ...), so that several of its kind may share one axis."""
+    return describe(key).span.endswith(" to 1")

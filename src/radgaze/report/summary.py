@@ -1,0 +1,145 @@
+"""The top of the report: one paragraph in plain language, cautions, and the headline numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from radgaze.report.glossary import BASELINES, describe
+from radgaze.report.values import count, estimate, finite, interval, listing, number, section
+
+__all__ = ["attention_target", "cards", "cautions", "method_name", "paragraph", "split_name"]
+
+METHODS = {"mt-unet": "MT-UNet", "gg-cam": "GG-CAM", "classifier": "Classifier"}
+SPLITS = {"train": "training split", "val": "validation split", "test": "test split", "all": "whole cohort"}
+SPLIT_BY = {"patient": "split by patient", "image": "split by image", "source": "split as published"}
+HEADLINES = {"classification": ("auc_macro", "accuracy", "ece"), "saliency": ("cc", "kld", "nss")}
+
+
+def method_name(run: Mapping[str, Any]) -> str:
+    """The method as papers write it."""
+    method = str(run.get("method") or "model")
+    return METHODS.get(method, method)
+
+
+def attention_target(report: Mapping[str, Any]) -> str | None:
+    """What the network was trained to attend to, None for a run without an attention target."""
+    attention = str(report.get("attention") or "none")
+    return None if attention == "none" else attention
+
+
+def split_name(report: Mapping[str, Any]) -> str:
+    """The studies evaluated, to follow "the": "test split"."""
+    split = str(report.get("split") or "evaluated")
+    return SPLITS.get(split, f"{split} split")
+
+
+def paragraph(report: Mapping[str, Any]) -> Markup:
+    """What was trained on what, for what, and how well it does: a few sentences, escaped."""
+    sentences = [_training_sentence(report)]
+    if (attention := attention_target(report)) is not None:
+        sentences.append(Markup("The attention target is <em>{}</em>.").format(attention))
+    classification, saliency = section(report, "classification"), section(report, "saliency")
+    subject = f"On the {split_name(report)} its"
+    for key, name in (("auc_macro", "macro AUC"), ("accuracy", "accuracy")):
+        if (told := _told(classification.get(key))) is not None:
+            sentences.append(Markup("{} {} is {}.").format(subject, name, told))
+            subject = "Its"
+            break
+    if (told := _told(section(saliency, "model").get("cc"))) is not None:
+        sentences.append(
+            Markup("{} attention maps correlate with the target at CC {}{}.").format(subject, told, _against(saliency))
+        )
+    return Markup(" ").join(sentences)
+
+
+def cautions(report: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing a number."""
+    found = []
+    split = report.get("split")
+    if split == "val":
+        found.append("These numbers are on the validation split, which chose the best epoch: they are optimistic.")
+    elif split in ("train", "all"):
+        found.append(f"These numbers are on the {SPLITS[split]}: they include studies the network was trained on.")
+    if section(report, "cohort").get("split_by") == "image":
+        found.append("The cohort is split by image: a patient may be on both sides, and the numbers are optimistic.")
+    return found
+
+
+def cards(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The headline numbers, up to three for each head; attention beside its strongest usual baseline, the mean map."""
+    saliency = section(report, "saliency")
+    shown = []
+    for part, keys in HEADLINES.items():
+        source = section(saliency, "model") if part == "saliency" else section(report, part)
+        for key in keys:
+            if key not in source:
+                continue
+            measured = estimate(source[key])
+            rival = next((name for name in BASELINES if part == "saliency" and key in section(saliency, name)), None)
+            shown.append(
+                {
+                    "measure": describe(key),
+                    "value": number(measured["value"]),
+                    "interval": interval(measured),
+                    "baseline": rival and f"{rival}: {number(estimate(saliency[rival][key])['value'])}",
+                }
+            )
+    return shown
+
+
+def _training_sentence(report: Mapping[str, Any]) -> Markup:
+    run, cohort = section(report, "run"), section(report, "cohort")
+    classes = [str(name) for name in report.get("classes") or ()]
+    details = []
+    if (parameters := finite(run.get("parameters"))) is not None:
+        size = f"{parameters / 1e6:.2f} million" if parameters >= 1e5 else f"{parameters:,.0f}"
+        details.append(f"{size} parameters")
+    if run.get("scheme"):
+        details.append(f"learning scheme {run['scheme']}")
+    aims = []
+    if section(report, "classification") and classes:
+        aims.append(f"tell apart {listing(classes)}" if len(classes) > 1 else f"recognise {classes[0]}")
+    if section(report, "saliency"):
+        aims.append("predict where attention goes")
+
+    sentence = Markup("<strong>{}</strong>").format(method_name(run))
+    if details:
+        sentence += f" ({', '.join(details)})"
+    sentence += " was trained"
+    if cohort.get("name"):
+        sentence += Markup(" on <strong>{}</strong>").format(str(cohort["name"]))
+        sizes = [
+            f"{count(cohort[many])} {one if cohort[many] == 1 else many}"
+            for one, many in (("study", "studies"), ("patient", "patients"))
+            if finite(cohort.get(many)) is not None
+        ]
+        facts = [" of ".join(sizes), SPLIT_BY.get(str(cohort.get("split_by")), "")]
+        if any(facts):
+            sentence += f" ({', '.join(filter(None, facts))})"
+    return sentence + (f" to {' and to '.join(aims)}." if aims else ".")
+
+
+def _told(value: Any) -> Markup | None:
+    """An estimate within a sentence, None where there is no number to tell."""
+    measured = estimate(value)
+    if finite(measured["value"]) is None:
+        return None
+    bounds = interval(measured)
+    return Markup("<strong>{}</strong>{}").format(
+        number(measured["value"]), "" if bounds == "n/a" else f" (95 % interval {bounds})"
+    )
+
+
+def _against(saliency: Mapping[str, Any]) -> str:
+    """How the model's CC compares with the strongest baseline, said plainly in either direction."""
+    means = {name: finite(estimate(section(saliency, name).get("cc"))["value"]) for name in saliency}
+    model = means.pop("model")
+    rivals = {name: mean for name, mean in means.items() if mean is not None}
+    if model is None or not rivals:
+        return ""
+    strongest = max(rivals, key=lambda name: rivals[name])
+    verdict = "above" if model > rivals[strongest] else "not above"
+    return f", {verdict} the strongest baseline that never sees the image ({strongest}: {number(rivals[strongest])})"
