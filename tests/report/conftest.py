@@ -109,6 +109,8 @@ def report() -> dict[str, Any]:
             "split_by": "patient",
         },
         "split": "test",
+        "studies": 162,
+        "patients": 1,
         "attention": "reader's gaze (samples, preset mt-unet, sigma 75.5 px)",
         "classes": list(CLASSES),
         "classification": {

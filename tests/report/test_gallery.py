@@ -33,7 +33,7 @@ def test_best_comes_first_whatever_the_order(render: Callable[..., Any], report:
 
 def test_only_gaze_is_called_a_readers_attention() -> None:
     item = GalleryItem("s", "best", IMAGE, attention=np.eye(5), fixations=np.array([[3, 4], [5, 6]]))
-    gaze = studies(item, attention="reader's gaze (fixations, preset mt-unet)", cohort={"gaze_kind": "fixations"})
+    gaze = studies(item, attention="reader's gaze (fixations, preset mt-unet)", cohort={"gaze_kind": "samples"})
     assert [p["caption"] for p in gaze["pictures"]] == ["Image", "Reader’s attention, 2 fixations"]
     mask = studies(GalleryItem("s", "best", IMAGE, attention=np.eye(5)), attention="lungs mask (anatomy, not gaze)")
     assert [p["caption"] for p in mask["pictures"]] == ["Image", "Attention target"]
@@ -58,6 +58,16 @@ def test_both_maps_of_a_study_share_one_scale() -> None:
     item = GalleryItem("s", "best", grey, attention=np.ones((4, 5)), prediction=peak)
     image, even, peaked = (decoded(picture["source"]) for picture in studies(item)["pictures"])
     assert np.abs(peaked - image[..., None]).max() > 3 * np.abs(even - image[..., None]).max() > 0
+
+
+def test_cams_share_one_scale_and_show_only_evidence_for_their_class() -> None:
+    grey = np.full((40, 50), 128, np.uint8)
+    cams = {"strong": np.full((4, 5), 8.0), "weak": np.full((4, 5), 1.0), "against": np.full((4, 5), -8.0)}
+    study = studies(GalleryItem("s", "best", grey, cams=cams))
+    assert study["pictures"][3]["caption"] == "Class activation: against, none positive"
+    image, strong, weak, against = (decoded(picture["source"]) for picture in study["pictures"])
+    shift = [np.abs(picture - image[..., None]).max() for picture in (strong, weak, against)]
+    assert shift[0] > shift[1] > shift[2] == 0
 
 
 def test_probabilities_that_exclude_each_other_name_a_prediction_and_others_do_not() -> None:

@@ -298,9 +298,9 @@ def roc_plot(name: str, curves: Sequence[Curve], *, alt: str) -> Markup:
 
 
 def reliability_plot(name: str, bins: Sequence[Mapping[str, Any]], *, alt: str) -> Markup:
-    """Calibration: accuracy against confidence per bin (a dot's area grows with its studies), and the counts beneath.
+    """Calibration: how often predictions of a confidence came true, per bin, with the counts beneath and as dot areas.
 
-    ``bins`` have ``low``, ``high``, ``confidence``, ``accuracy`` and ``count``; bins without studies are not drawn.
+    ``bins`` have ``low``, ``high``, ``confidence``, ``accuracy`` and ``count``; empty bins are not drawn.
     """
     filled = [entry for entry in bins if entry["count"]]
     confidence = np.array([entry["confidence"] for entry in filled], dtype=np.float64)
@@ -315,14 +315,14 @@ def reliability_plot(name: str, bins: Sequence[Mapping[str, Any]], *, alt: str) 
         axes.scatter(confidence, accuracy, s=area, color=_LIGHT["series-1"], linewidths=0, zorder=3)
         _unit_square(axes)
         axes.tick_params(labelbottom=False)
-        axes.set_ylabel("accuracy")
+        axes.set_ylabel("observed frequency")
         below = _axes(figure, (0.12, 0.115, 0.865, 0.175), sharex=axes)
         lows = np.array([entry["low"] for entry in filled], dtype=np.float64)
         widths = np.array([entry["high"] for entry in filled], dtype=np.float64) - lows
         below.bar(lows, counts, widths * 0.92, align="edge", color=_LIGHT["series-1"], alpha=0.45, linewidth=0)
         below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-        below.set_xlabel("confidence (probability of the predicted class)")
-        below.set_ylabel("studies")
+        below.set_xlabel("confidence")
+        below.set_ylabel("predictions")
         figure.align_ylabels([axes, below])
         return _inline(figure, name, alt)
 

@@ -17,7 +17,6 @@ from radgaze.report.values import count, finite, number, ordered, section
 __all__ = ["GalleryItem", "gallery_context"]
 
 GROUPS = {"best": "Best", "median": "Median", "worst": "Worst"}
-POINTS = {"samples": "gaze samples", "fixations": "fixations"}
 
 # The pictures of a page shrink together until they fit: (longest side in pixels, JPEG quality), best first.
 PICTURE_SIZES = ((480, 86), (400, 84), (320, 80), (256, 76), (192, 70), (128, 60))
@@ -67,9 +66,8 @@ def gallery_context(items: Sequence[GalleryItem], report: Mapping[str, Any]) -> 
     if not items:
         return None
     target = _target_name(report)
-    points = POINTS.get(str(section(report, "cohort").get("gaze_kind")), "points")
     for longest, quality in PICTURE_SIZES:
-        pictures = [_pictures(item, target, points, longest, quality) for item in items]
+        pictures = [_pictures(item, target, longest, quality) for item in items]
         if sum(len(picture["source"]) for shown in pictures for picture in shown) <= PICTURE_BUDGET:
             break
     groups = []
@@ -80,13 +78,13 @@ def gallery_context(items: Sequence[GalleryItem], report: Mapping[str, Any]) -> 
     ranked_by = section(report, "gallery").get("ranked_by")
     has_maps = any(item.attention is not None or item.prediction is not None for item in items)
     has_cams = any(item.cams for item in items)
-    has_points = any(item.attention is not None and _has_points(item) for item in items)
+    has_fixations = any(item.attention is not None and _has_fixations(item) for item in items)
     return {
         "groups": groups,
         "ranked_by": describe(str(ranked_by)).name if ranked_by else None,
         "attention_bar": figures.data_uri(figures.colour_bar(256, 8), None) if has_maps else None,
         "cam_bar": figures.data_uri(figures.colour_bar(256, 8, colours=figures.CAM_MAP), None) if has_cams else None,
-        "points": points if has_points else None,
+        "fixations": has_fixations,
     }
 
 
@@ -96,7 +94,7 @@ def _target_name(report: Mapping[str, Any]) -> str:
     return "Reader’s attention" if attention.startswith(("gaze", "reader")) else "Attention target"
 
 
-def _has_points(item: GalleryItem) -> bool:
+def _has_fixations(item: GalleryItem) -> bool:
     return item.fixations is not None and len(item.fixations) > 0
 
 
@@ -109,7 +107,7 @@ def _highest(densities: Mapping[str, figures.Map]) -> float:
     return max((float(density.max()) for density in densities.values()), default=0.0)
 
 
-def _pictures(item: GalleryItem, target: str, points: str, longest: int, quality: int) -> list[dict[str, Any]]:
+def _pictures(item: GalleryItem, target: str, longest: int, quality: int) -> list[dict[str, Any]]:
     """The image, the two attention maps on one scale, and the CAMs: encoded, with caption and alternative text."""
     grey = figures.to_uint8(item.image)
     scale = min(1.0, longest / max(grey.shape))
@@ -121,17 +119,17 @@ def _pictures(item: GalleryItem, target: str, points: str, longest: int, quality
     for name, density in densities.items():
         picture = figures.overlay(grey, density, high=_highest(densities), size=size)
         caption = name if density.any() else f"{name}: none"
-        if name == target and item.fixations is not None and _has_points(item):
+        if name == target and item.fixations is not None and len(item.fixations):
             picture = figures.mark_points(picture, item.fixations, grey.shape)
-            caption = f"{name}, {count(len(item.fixations))} {points}"
+            caption = f"{name}, {count(len(item.fixations))} fixations"
         found.append((caption, f"{name} {over}", picture))
 
     cams = _shown_cams(item)
-    levels = np.concatenate([cam[np.isfinite(cam)] for cam in cams.values()]) if cams else np.zeros(0)
-    for name, cam in cams.items():
-        low, high = (float(levels.min()), float(levels.max())) if levels.size else (0.0, 0.0)
-        picture = figures.overlay(grey, cam, low=low, high=high, colours=figures.CAM_MAP, size=size)
-        found.append((f"Class activation: {name}", f"Class activation map of {name} {over}", picture))
+    strongest = max((float(np.nanmax(cam, initial=0.0)) for cam in cams.values()), default=0.0)
+    for name, cam in cams.items():  # evidence for a class is positive; evidence against it is not drawn
+        picture = figures.overlay(grey, cam, high=strongest, colours=figures.CAM_MAP, size=size)
+        caption = f"Class activation: {name}" if (cam > 0).any() else f"Class activation: {name}, none positive"
+        found.append((caption, f"Class activation map of {name} {over}", picture))
     return [
         {
             "caption": caption,

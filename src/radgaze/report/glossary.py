@@ -112,7 +112,13 @@ _CLASSIFICATION = (
         0.5,
     ),
     Measure("auc", "AUC", "higher", "0 to 1", "Area under one class's ROC curve, that class against the rest.", 0.5),
-    Measure("accuracy", "Accuracy", "higher", "0 to 1", "Share of studies whose likeliest class is the true one."),
+    Measure(
+        "accuracy",
+        "Accuracy",
+        "higher",
+        "0 to 1",
+        "Share of studies whose likeliest class is the true one (multilabel: share of labels right at 0.5).",
+    ),
     Measure(
         "balanced_accuracy",
         "Balanced accuracy",
@@ -132,14 +138,14 @@ _CLASSIFICATION = (
         "Brier score",
         "lower",
         "0 to 2",
-        "Mean squared distance between the predicted probabilities and the one-hot truth, summed over classes.",
+        "Mean squared distance of the probabilities from the truth, summed over classes (multilabel: averaged).",
     ),
     Measure(
         "nll",
         "NLL",
         "lower",
         "0 to ∞",
-        "Negative log-likelihood of the true class (cross entropy).",
+        "Negative log-likelihood of the truth (cross entropy).",
         units="nats",
     ),
 )

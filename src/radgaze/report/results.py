@@ -133,10 +133,10 @@ def _reliability(part: Mapping[str, Any]) -> Markup | None:
     if not bins:
         return None
     told = "; ".join(
-        f"{count(entry['count'])} at {number(entry['confidence'], 2)} with accuracy {number(entry['accuracy'], 2)}"
+        f"{count(entry['count'])} at {number(entry['confidence'], 2)}, {number(entry['accuracy'], 2)} came true"
         for entry in bins
     )
-    return figures.reliability_plot("reliability", bins, alt=f"Calibration, studies per confidence: {told}.")
+    return figures.reliability_plot("reliability", bins, alt=f"Calibration, predictions per confidence: {told}.")
 
 
 def _confusion(part: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any] | None:

@@ -42,7 +42,8 @@ def paragraph(report: Mapping[str, Any]) -> Markup:
     if (attention := attention_target(report)) is not None:
         sentences.append(Markup("The attention target is <em>{}</em>.").format(attention))
     classification, saliency = section(report, "classification"), section(report, "saliency")
-    subject = f"On the {split_name(report)} its"
+    evaluated = _studies_and_patients(report)
+    subject = f"On the {split_name(report)}{f' ({evaluated})' if evaluated else ''} its"
     for key, name in (("auc_macro", "macro AUC"), ("accuracy", "accuracy")):
         if (told := _told(classification.get(key))) is not None:
             sentences.append(Markup("{} {} is {}.").format(subject, name, told))
@@ -111,15 +112,20 @@ def _training_sentence(report: Mapping[str, Any]) -> Markup:
     sentence += " was trained"
     if cohort.get("name"):
         sentence += Markup(" on <strong>{}</strong>").format(str(cohort["name"]))
-        sizes = [
-            f"{count(cohort[many])} {one if cohort[many] == 1 else many}"
-            for one, many in (("study", "studies"), ("patient", "patients"))
-            if finite(cohort.get(many)) is not None
-        ]
-        facts = [" of ".join(sizes), SPLIT_BY.get(str(cohort.get("split_by")), "")]
+        facts = [_studies_and_patients(cohort), SPLIT_BY.get(str(cohort.get("split_by")), "")]
         if any(facts):
             sentence += f" ({', '.join(filter(None, facts))})"
     return sentence + (f" to {' and to '.join(aims)}." if aims else ".")
+
+
+def _studies_and_patients(counts: Mapping[str, Any]) -> str:
+    """``162 studies of 155 patients``, as far as it is known."""
+    sizes = [
+        f"{count(counts[many])} {one if counts[many] == 1 else many}"
+        for one, many in (("study", "studies"), ("patient", "patients"))
+        if finite(counts.get(many)) is not None
+    ]
+    return " of ".join(sizes)
 
 
 def _told(value: Any) -> Markup | None:
