@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from radgaze.cohort.sources.csv_files import read_header, read_numbers, read_text
+from radgaze.cohort.sources.csv_files import read_header, read_numbers, read_rows
 from radgaze.errors import InputError
 
 
@@ -16,16 +16,16 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def test_text_keeps_line_breaks_and_leading_zeros(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", '\ufeffid,note,code\r\n1," two\n""lines"" ",0389\r\n2,,\r\n3," ",4280\r\n')
-    table = read_text(file, ["id"])
-    assert table.to_dict(as_series=False) == {
-        "id": ["1", "2", "3"],
-        "note": ['two\n"lines"', None, None],
-        "code": ["0389", None, "4280"],
-    }
+    assert read_rows(file, ["id"]) == [
+        {"id": "1", "note": 'two\n"lines"', "code": "0389"},
+        {"id": "2", "note": None, "code": None},
+        {"id": "3", "note": None, "code": "4280"},
+    ]
 
 
 def test_text_survives_a_byte_that_is_not_utf8(tmp_path: Path) -> None:
-    assert read_text(write(tmp_path / "a.csv", b"id,note\n1,caf\xe9\n"), ["id"])["id"].to_list() == ["1"]
+    (row,) = read_rows(write(tmp_path / "a.csv", b"id,note\n1,caf\xe9\n\n"), ["id"])
+    assert row["id"] == "1"
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
@@ -62,5 +62,9 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
         read_header(tmp_path / "none.csv")
     with pytest.raises(InputError, match="cannot be read"):
         read_header(tmp_path)
+
+
+@pytest.mark.parametrize("rows", ["1,2\n1,2,3\n", "1,2\n1\n", '1,2\n1,"2\n3,4\n', "1," + 200_000 * "a" + "\n"])
+def test_a_ragged_sheet_is_damaged(tmp_path: Path, rows: str) -> None:
     with pytest.raises(InputError, match="is damaged"):
-        read_text(write(tmp_path / "a.csv", "id,b\n1,2,3,4\n"), ["id"])
+        read_rows(write(tmp_path / "a.csv", f"id,b\n{rows}"), ["id"])

@@ -1,7 +1,7 @@
 """CSV files as the sources write them, read column by column; whatever is wrong with one is a sentence that names the
 file.
 
-Sheets with free text are read as text (:func:`read_text`), tables of measurements as numbers (:func:`read_numbers`).
+Sheets with free text are read as text (:func:`read_rows`), tables of measurements as numbers (:func:`read_numbers`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.csv
 
 from radgaze.errors import InputError, nearest
 
-__all__ = ["read_columns", "read_header", "read_numbers", "read_text", "require_columns"]
+__all__ = ["read_columns", "read_header", "read_numbers", "read_rows", "require_columns"]
 
 _BLOCK_BYTES = 2 << 20  # measured on a 400 MB file: larger blocks take more memory and are no faster
 
@@ -41,22 +41,32 @@ def read_header(path: Path) -> list[str]:
     return header
 
 
-def read_text(path: Path, required: Sequence[str]) -> pl.DataFrame:
-    """Every column as text, stripped; empty is null. Quoted fields may hold line breaks; CRLF and a byte-order mark
-    are fine.
+def read_rows(path: Path, required: Sequence[str]) -> list[dict[str, str | None]]:
+    """Each row as a dict of stripped text, None where empty. Quoted line breaks and CRLF are fine.
+
+    For sheets, and for the small files of which a data set has thousands: a data frame costs more to set up than such a
+    file takes to read.
 
     Raises:
-        InputError: the file cannot be read as CSV, or lacks one of the ``required`` columns.
+        InputError: the file is missing or no CSV, lacks a ``required`` column, or a row has too few or too many fields.
     """
-    require_columns(path, read_header(path), required)
+    header = read_header(path)
+    require_columns(path, header, required)
+    rows: list[dict[str, str | None]] = []
     try:
-        table = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy")  # stray bytes in free text harm nothing
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(
-            f"{str(path)!r} is damaged ({_first_line(error)}); copy it from the data set again."
-        ) from error
-    stripped = pl.all().str.strip_chars()
-    return table.with_columns(pl.when(stripped != "").then(stripped).name.keep())
+        # Stray bytes in free text harm nothing; ids and numbers with one match nothing and are refused by name.
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            next(reader)
+            for fields in reader:
+                if not fields:  # a blank line
+                    continue
+                if len(fields) != len(header):
+                    raise csv.Error(f"line {reader.line_num} ends a row of {len(fields)} fields, not {len(header)}")
+                rows.append({name: field.strip() or None for name, field in zip(header, fields, strict=True)})
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{str(path)!r} is damaged ({error}); copy it from the data set again.") from error
+    return rows
 
 
 def read_columns(path: Path, types: Mapping[str, pa.DataType]) -> pl.DataFrame:

@@ -11,16 +11,15 @@ them from ever being rendered.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
 
 from radgaze.cohort.pixels import image_size
-from radgaze.cohort.sources.csv_files import read_text
+from radgaze.cohort.sources.csv_files import read_rows
 from radgaze.cohort.sources.engine import RawStudy, write_cohort
 from radgaze.cohort.sources.gaze_table import SCREEN, GazeTable, on_image, read_gaze_table
 from radgaze.cohort.sources.mimic import BrokenStudies, MimicImages, find_folder
@@ -102,9 +101,9 @@ def import_egd_cxr(
         raise InputError("split is 'source' but EGD-CXR states none; choose 'patient', or 'image' to mimic the papers.")
     folder = find_folder(Path(root), "master_sheet.csv", "EGD-CXR")
     files = MimicImages(Path(images))
-    sheet = read_text(folder / "master_sheet.csv", ["dicom_id", "patient_id", *CLASSES])
+    sheet = read_rows(folder / "master_sheet.csv", ["dicom_id", "patient_id", *CLASSES])
     attributes = _attributes(sheet)
-    names = [name for name in sheet["dicom_id"].to_list() if name is not None]
+    names = [row["dicom_id"] for row in sheet if row["dicom_id"] is not None]
     table = read_gaze_table(folder / GAZE_FILES[gaze], names, fixations=gaze == "fixations")
     counts = Counter({**table.counts, "images missing": 0})
     boxes, damaged_boxes = _boxes(folder / "bounding_boxes.csv", set(names), counts)
@@ -112,7 +111,7 @@ def import_egd_cxr(
 
     broken = BrokenStudies(strict)
     raws: list[RawStudy] = []
-    for number, row in enumerate(sheet.iter_rows(named=True)):
+    for number, row in enumerate(sheet):
         name = row["dicom_id"] or f"row {number + 1} of master_sheet.csv"
         try:
             if name in repeated:
@@ -247,12 +246,11 @@ def _boxes(
     if not path.exists():
         counts["files missing: bounding_boxes.csv"] += 1
         return {}, {}
-    table = read_text(path, ["dicom_id", "bbox_name", *_CORNERS])
     boxes: dict[str, list[Box]] = {}
     damaged: dict[str, InputError] = {}
-    for row in table.iter_rows(named=True):
+    for row in read_rows(path, ["dicom_id", "bbox_name", *_CORNERS]):
         image, name = row["dicom_id"], row["bbox_name"] or ""
-        if image not in images:
+        if image is None or image not in images:
             counts["boxes of images that are not in the sheet, skipped"] += 1
             continue
         try:
@@ -271,17 +269,22 @@ def _boxes(
     return boxes, damaged
 
 
-def _attributes(sheet: pl.DataFrame) -> list[dict[str, Any]]:
+def _attributes(sheet: Sequence[Mapping[str, str | None]]) -> list[dict[str, str | float | int | None]]:
     """What else the sheet says, a dict for each row. A column of numbers only is of that type; codes stay text."""
-    others = sheet.drop([name for name in _NAMED_ELSEWHERE if name in sheet.columns])
-    typed = others.select(pl.col(column.name).cast(_kind(column)) for column in others)
-    return typed.rename({"study_id": "mimic_study_id"}, strict=False).to_dicts() or [{}] * sheet.height
+    attributes: list[dict[str, str | float | int | None]] = [{} for _ in sheet]
+    for column in sheet[0] if sheet else ():
+        if column in _NAMED_ELSEWHERE:
+            continue
+        kind = _kind(column, [value for row in sheet if (value := row[column]) is not None])
+        for row, own in zip(sheet, attributes, strict=True):
+            value = row[column]
+            own["mimic_study_id" if column == "study_id" else column] = None if value is None else kind(value)
+    return attributes
 
 
-def _kind(column: pl.Series) -> type[pl.DataType]:
-    stated = column.drop_nulls()
-    if column.name.endswith("_icd") or stated.str.contains(r"^[+-]?0\d").any():  # 0389 is a diagnosis, not 389
-        return pl.String
-    if stated.str.contains(r"^[+-]?\d{1,15}$").all():
-        return pl.Int64
-    return pl.String if stated.cast(pl.Float64, strict=False).has_nulls() else pl.Float64
+def _kind(column: str, values: Sequence[str]) -> type[str] | type[int] | type[float]:
+    if column.endswith("_icd") or any(re.match(r"[+-]?0\d", value) for value in values):  # 0389 is a code, not 389
+        return str
+    if all(re.fullmatch(r"[+-]?\d{1,15}", value) for value in values):
+        return int
+    return float if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", value) for value in values) else str

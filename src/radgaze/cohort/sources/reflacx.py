@@ -21,7 +21,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from radgaze.cohort.sources.csv_files import read_numbers, read_text
+from radgaze.cohort.sources.csv_files import read_numbers, read_rows
 from radgaze.cohort.sources.engine import RawStudy, write_cohort
 from radgaze.cohort.sources.mimic import BrokenStudies, MimicImages, find_folder
 from radgaze.cohort.store import Cohort
@@ -108,13 +108,13 @@ def import_reflacx(
     if gaze == "samples" and not gaze_folder.is_dir():
         raise InputError(f"{str(gaze_folder)!r} does not exist; download gaze_data, or import the fixations.")
     files = MimicImages(Path(images))
-    sheets = {phase: read_text(main / f"metadata_phase_{phase}.csv", _SHEET_COLUMNS) for phase in phases}
+    sheets = {phase: _sheet(main / f"metadata_phase_{phase}.csv") for phase in phases}
     labels_of = {
-        phase: [name for name in sheet.columns if name not in (*_SHEET_COLUMNS, _FREE_TEXT)]
+        phase: [name for name in sheet[0] if name not in (*_SHEET_COLUMNS, _FREE_TEXT)]
         for phase, sheet in sheets.items()
     }
     classes = sorted({name for names in labels_of.values() for name in names})
-    rows = [(phase, row) for phase, sheet in sheets.items() for row in sheet.iter_rows(named=True)]
+    rows = [(phase, row) for phase, sheet in sheets.items() for row in sheet]
 
     counts: Counter[str] = Counter({"readings discarded by the source, kept without gaze": 0, "images missing": 0})
     broken = BrokenStudies(strict)
@@ -147,6 +147,13 @@ def import_reflacx(
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def _sheet(path: Path) -> list[dict[str, str | None]]:
+    rows = read_rows(path, _SHEET_COLUMNS)
+    if not rows:
+        raise InputError(f"{str(path)!r} has no rows; copy it from the data set again, or import the other phases.")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -273,7 +280,7 @@ def _boxes(folder: Path, counts: Counter[str]) -> list[Box]:
     boxes: list[Box] = []
     chest = folder / "chest_bounding_box.csv"
     if chest.is_file():
-        boxes += [Box("chest", *_corners(row, "chest box")) for row in read_text(chest, _CORNERS).iter_rows(named=True)]
+        boxes += [Box("chest", *_corners(row, "chest box")) for row in read_rows(chest, _CORNERS)]
     else:
         counts["files missing: chest_bounding_box.csv"] += 1
 
@@ -281,7 +288,7 @@ def _boxes(folder: Path, counts: Counter[str]) -> list[Box]:
     if not ellipses.is_file():
         counts["files missing: anomaly_location_ellipses.csv"] += 1
         return boxes
-    for row in read_text(ellipses, [*_CORNERS, "certainty"]).iter_rows(named=True):
+    for row in read_rows(ellipses, [*_CORNERS, "certainty"]):
         labels = [name for name in row if name not in (*_CORNERS, "certainty")]
         stated = [label for label in labels if _required_flag(row[label], f"ellipse's {label!r}")]
         certainty = None if row["certainty"] is None else _number(row["certainty"])
