@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,7 @@ def _area_average(image: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.float32
     return np.asarray((columns @ np.ascontiguousarray(shrunk.T)).T)
 
 
+@lru_cache(maxsize=64)  # a data set has few image sizes
 def _overlaps(source: int, count: int, start: float, step: float) -> scipy.sparse.csr_array:
     """(count, source) weights: which share of each cell every source pixel covers, along one axis."""
     centres = start + step * np.arange(count, dtype=np.float64)

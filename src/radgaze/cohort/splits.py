@@ -22,6 +22,7 @@ __all__ = [
     "rarest_labels",
     "split_by_image",
     "split_by_patient",
+    "warn_of_leakage",
 ]
 
 SPLITS = ("train", "val", "test")
@@ -105,12 +106,17 @@ def split_by_image(
     seed: int = 0,
 ) -> list[str]:
     """The papers' split: images at random, a patient's images on several sides. Warns that results are optimistic."""
+    warn_of_leakage()
+    return split_by_patient(images, labels, fractions, seed)
+
+
+def warn_of_leakage() -> None:
+    """Say, once in a process, that a split by image leaks patients."""
     warnings.warn(
         "The split is by image: images of one patient may be in train and in test, so results look better than on new "
         "patients; use the split by patient for anything but a comparison with papers that split by image.",
-        stacklevel=2,
+        stacklevel=1,  # always from here, which is what makes Python show it once
     )
-    return split_by_patient(images, labels, fractions, seed)
 
 
 def rarest_labels(labels: Sequence[Mapping[str, float | None]]) -> list[str | None]:

@@ -21,7 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from radgaze.cohort.splits import SPLITS, check_no_patient_overlap, rarest_labels, split_by_image, split_by_patient
+from radgaze.cohort.splits import (
+    SPLITS,
+    check_no_patient_overlap,
+    rarest_labels,
+    split_by_image,
+    split_by_patient,
+    warn_of_leakage,
+)
 from radgaze.cohort.study import Box, Study
 from radgaze.errors import InputError, nearest
 from radgaze.files import atomic_path, read_json, write_json
@@ -78,7 +85,9 @@ class Cohort:
                 f"split was interrupted); split the cohort again, or import it again."
             )
         cohort = cls(path, meta, pl.read_parquet(path / "studies.parquet"))
-        if meta["split_by"] != "image":
+        if meta["split_by"] == "image":
+            warn_of_leakage()
+        else:
             check_no_patient_overlap(
                 cohort.studies["patient_id"].to_list(),
                 cohort.studies["split"].to_list(),
@@ -351,7 +360,9 @@ def resplit(
     # Not Cohort.open: this is the way out of a split that it refuses.
     cohort = Cohort(path, meta, pl.read_parquet(path / "studies.parquet"))
     if cohort.task == "multilabel":
-        labels = rarest_labels([{name: row[f"y_{name}"] for name in cohort.classes} for row in cohort.studies.iter_rows(named=True)])
+        labels = rarest_labels(
+            [{name: row[f"y_{name}"] for name in cohort.classes} for row in cohort.studies.iter_rows(named=True)]
+        )
     else:
         labels = cohort.studies["label"].to_list()
     if by == "patient":

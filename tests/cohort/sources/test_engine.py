@@ -409,7 +409,8 @@ def test_a_split_by_image_warns_and_can_still_be_opened(tmp_path: Path) -> None:
         cohort = write_cohort(make_raws(tmp_path, 40), tmp_path / "out", **options(split="image"))
     sides = cohort.studies.group_by("patient_id").agg(pl.col("split").n_unique())["split"]
     assert sides.max() > 1
-    Cohort.open(cohort.path)
+    with pytest.warns(UserWarning, match="split is by image"):
+        Cohort.open(cohort.path)
 
 
 # ---- arguments

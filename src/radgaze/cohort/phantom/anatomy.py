@@ -133,7 +133,8 @@ def expose(
         size: (height, width) in pixels, at least 32 each; the 400 x 333 mm field is fitted inside.
         difficulty: 0 (every disease is plain) to 1 (no disease shows: chance). Severity scales with 1 - difficulty, so
             excess heart size, lesion contrast and lesion extent shrink together; healthy heart sizes and lung markings
-            spread wider.
+            spread wider. For scale: logistic regression on 40 principal components of 48 x 40 pixels, 400 images to
+            learn from, reaches a macro AUC of 0.91, 0.87, 0.85, 0.80, 0.66, 0.54 at 0, 0.3, 0.5, 0.7, 0.85, 1.
 
     Raises:
         InputError: unknown label, difficulty outside [0, 1], or an image side below 32 pixels.
@@ -151,8 +152,9 @@ def expose(
     degree = severity(disease, difficulty)
     frame = Frame.build(size, person, anatomy.normal(0, 0.018), (anatomy.normal(0, 5), anatomy.normal(0, 7)))
     thorax = _pose(person, view, 0.155 * degree if label == "CHF" else 0.0, anatomy)
-    markings = anatomy.uniform(0, 0.05 + 0.2 * difficulty)
-    congestion = degree * disease.uniform(0.75, 1.1) if label == "CHF" else markings
+    # Healthy vessels differ too, the more so in a hard cohort; failure adds to them.
+    congestion = anatomy.uniform(0, 0.05 + 0.2 * difficulty)
+    congestion += degree * disease.uniform(0.65, 1.0) if label == "CHF" else 0.0
 
     air, outlines = lungs(frame, thorax)
     air *= 1 - np.clip(0.045 + 0.028 * frame.cloud(anatomy, 10, 4), 0, 0.3)
@@ -178,7 +180,7 @@ def expose(
         view=view,
         masks=masks,
         anatomies=_anatomies(frame, thorax, masks, heart),
-        lesions=_lesions(label, frame, thorax, found, healthy, heart, ratio, congestion),
+        lesions=_lesions(frame, thorax, found, healthy, heart, ratio, congestion),
         cardiothoracic_ratio=ratio,
         mm_per_pixel=frame.mm * person.size,
     )
@@ -338,7 +340,6 @@ def _anatomies(frame: Frame, thorax: Thorax, masks: dict[str, Mask], heart: Mask
 
 
 def _lesions(
-    label: Label,
     frame: Frame,
     thorax: Thorax,
     found: list[Finding],
@@ -347,7 +348,7 @@ def _lesions(
     ratio: float,
     congestion: float,
 ) -> tuple[Lesion, ...]:
-    """What disease left to see. A finding shows fully when it adds 0.7 to the absorbance, a heart at a ratio of 0.6."""
+    """What there is to see. A finding shows fully when it adds 0.7 to the absorbance, a heart at a ratio of 0.6."""
     lesions = []
     for finding in found:
         added = (MU_SOFT - MU_LUNG) * air[finding.window] * finding.share
@@ -357,12 +358,12 @@ def _lesions(
         box = _box(core, *finding.window)
         if box is not None:
             lesions.append(Lesion(finding.name, box, float(np.clip(np.percentile(added[core], 75) / 0.7, 0, 1))))
-    if label == "CHF":
-        box = _box(heart)
-        if box is not None and ratio > 0.48:
-            lesions.append(Lesion("enlarged_cardiac_silhouette", box, float(np.clip((ratio - 0.48) / 0.12, 0, 1))))
-        if congestion > 0.1:
-            for side, (x, y) in thorax.hila.items():
-                box = _region(frame, side, abs(x) - 14, abs(x) + 50, y - 70, y + 20)
-                lesions.append(Lesion("vascular_redistribution", box, float(np.clip(0.6 * congestion, 0, 1))))
+    # A large heart or full vessels catch the eye whatever their cause: eyes do not know the label.
+    box = _box(heart)
+    if box is not None and ratio > 0.48:
+        lesions.append(Lesion("enlarged_cardiac_silhouette", box, min((ratio - 0.48) / 0.12, 1.0)))
+    if congestion > 0.12:
+        for side, (x, y) in thorax.hila.items():
+            region = _region(frame, side, abs(x) - 14, abs(x) + 50, y - 70, y + 20)
+            lesions.append(Lesion("vascular_redistribution", region, min(0.6 * congestion, 1.0)))
     return tuple(lesions)

@@ -245,7 +245,7 @@ class Thorax:
         floor = 0.5 * (self.domes[-1] + self.domes[1])
         s = (right + left) / 120
         return (
-            Ellipse(left - 62 * s, floor - 40 * s, 66 * s, 47 * s, 0.52, 170),  # apex towards the patient's left
+            Ellipse(left - 57.3 * s, floor - 39 * s, 61 * s, 44 * s, 0.52, 170),  # apex towards the patient's left
             Ellipse(-right + 33 * s, floor - 38 * s, 33 * s, 44 * s, 0.0, 150),
             Ellipse(11 * s, floor - 70 * s, 41 * s, 33 * s, 0.8, 150),
         )
@@ -453,8 +453,8 @@ def spine(frame: Frame, patient: Patient) -> tuple[Window, Image, Image]:
     window = frame.window(-45, 45, -40, 460)
     x, y = frame.at(window)
     distance = np.abs(x)
-    pitch = 21 + 0.018 * np.clip(y, 0, 420)  # vertebrae grow downwards
-    phase = (y / pitch) % 1.0 - 0.5
+    pitch = 21 + 0.018 * np.clip(y, -40, 460)  # vertebrae grow downwards
+    phase = np.log(pitch / 21) / 0.018 % 1.0 - 0.5  # the integral of 1 / pitch counts them
     half = 14.5 + 0.012 * np.clip(y, 0, 420)
     centrum = step((half - distance) / 2.5 + 0.5) * step((0.40 - np.abs(phase)) * pitch / 2 + 0.5)
     spongy = 16 * centrum * np.sqrt(np.clip(1 - (x / (half + 3)) ** 2, 0.05, None))

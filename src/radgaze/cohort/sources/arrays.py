@@ -1,4 +1,4 @@
-"""Images and masks into memory-mapped arrays: in parallel, and going on where a killed import stopped.
+"""Images and masks into arrays on disk: in parallel, and going on where a killed import stopped.
 
 A folder of work, ``OUT.partial``, holds
 
@@ -200,8 +200,9 @@ class Arrays:
                 entry = json.loads(line)
             except ValueError:
                 continue  # the line that the kill tore
-            if row_checksum(images, masks, entry["row"]) == entry["checksum"]:
-                sizes[entry["row"]] = (entry["size"][0], entry["size"][1])
+            row = entry["row"]
+            if row_checksum(images[row], None if masks is None else masks[row]) == entry["checksum"]:
+                sizes[row] = (entry["size"][0], entry["size"][1])
                 whole.append(line)
         journal.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
         return sizes
@@ -215,7 +216,7 @@ def allocate(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.mem
     """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
-        # A full disk must be noticed now: noticed while writing through the map it would kill the process.
+        # A full disk should be noticed now rather than hours later.
         size = path.stat().st_size
         try:
             with path.open("rb+") as file:

@@ -26,6 +26,7 @@ from radgaze.cohort.splits import (
     rarest_labels,
     split_by_image,
     split_by_patient,
+    warn_of_leakage,
 )
 from radgaze.cohort.store import FORMAT, TASKS, Cohort, sha256
 from radgaze.cohort.study import Box
@@ -127,6 +128,8 @@ def write_cohort(
     structures, classes, class_structures = list(structures), list(classes), dict(class_structures or {})
     _check_arguments(size, fit, canvas, task, classes, structures, class_structures, gaze_kind, split)
     _check_studies(raws, task, classes, structures, split)
+    if split == "image":
+        warn_of_leakage()  # before hours of reading, not after
     dropped = list(left_out)
     if not raws:
         raise InputError(_nothing_left(out, dropped))

@@ -1,4 +1,4 @@
-"""The pixel worker: reads an image, resamples it and its masks, writes its row into the memory-mapped arrays.
+"""The pixel worker: reads an image, resamples it and its masks, writes its row into the arrays.
 
 The import engine runs this file as a child process (``python -m radgaze.cohort.sources.worker FOLDER``) and talks to it
 in lines of JSON. A plain child process rather than a pool of forks: it starts without torch, needs no guard around the
@@ -17,8 +17,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from radgaze.cohort.pixels import read_image, read_mask, resample, resample_mask, unite_masks
+from radgaze.cohort.pixels import UNKNOWN, read_image, read_mask, resample, resample_mask, unite_masks
 from radgaze.errors import InputError
 
 __all__ = ["IMAGES", "MASKS", "PixelWorker", "row_checksum"]
@@ -33,9 +34,8 @@ class PixelWorker:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.images = np.load(folder / IMAGES, mmap_mode="r+", allow_pickle=False)
-        masks = folder / MASKS
-        self.masks = np.load(masks, mmap_mode="r+", allow_pickle=False) if masks.exists() else None
+        self.images = _Rows(folder / IMAGES)
+        self.masks = _Rows(folder / MASKS) if (folder / MASKS).exists() else None
 
     def answer(self, do: str, **message: Any) -> dict[str, Any]:
         """Do what a message asks; a file that cannot be used is an answer too: ``{"error": sentence}``."""
@@ -59,17 +59,37 @@ class PixelWorker:
     def place(self, row: int, grid: dict[str, Any]) -> dict[str, Any]:
         """Resample what was read last onto ``grid`` and write it to ``row``."""
         cells: Any = SimpleNamespace(**grid)
-        self.images[row] = resample(self._pixels, cells)
+        image = resample(self._pixels, cells)
+        self.images.write(row, image)
+        masks = None
         if self.masks is not None:
-            for structure, inside in enumerate(self._inside):
-                self.masks[row, structure] = 255 if inside is None else resample_mask(inside, cells)
-        return {"checksum": row_checksum(self.images, self.masks, row)}
+            unknown = np.full(image.shape, UNKNOWN, np.uint8)
+            masks = np.stack([unknown if inside is None else resample_mask(inside, cells) for inside in self._inside])
+            self.masks.write(row, masks)
+        return {"checksum": row_checksum(image, masks)}
 
 
-def row_checksum(images: np.ndarray, masks: np.ndarray | None, row: int) -> int:
+class _Rows:
+    """A ``.npy`` file written by rows; not through a memory map, whose pages would all count as this process's own."""
+
+    def __init__(self, path: Path) -> None:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        self.row_shape, self.dtype = array.shape[1:], array.dtype
+        self.row_bytes = array.nbytes // len(array)
+        self.start = path.stat().st_size - array.nbytes
+        self.file = path.open("rb+")
+
+    def write(self, row: int, values: npt.NDArray[Any]) -> None:
+        assert (values.shape, values.dtype) == (self.row_shape, self.dtype)
+        self.file.seek(self.start + row * self.row_bytes)
+        self.file.write(values.tobytes())
+        self.file.flush()
+
+
+def row_checksum(image: npt.NDArray[Any], masks: npt.NDArray[Any] | None) -> int:
     """CRC-32 of a row, by which a resumed import knows that the row had reached the disk whole."""
-    checksum = zlib.crc32(images[row].tobytes())
-    return checksum if masks is None else zlib.crc32(masks[row].tobytes(), checksum)
+    checksum = zlib.crc32(image.tobytes())
+    return checksum if masks is None else zlib.crc32(masks.tobytes(), checksum)
 
 
 def main() -> None:
