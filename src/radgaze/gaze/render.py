@@ -369,19 +369,14 @@ class _Axis:
 
         ``spread`` (N,) is every point's own σ, where the axis has none.
         """
-        positions = self.positions(points)
-        on_image = (positions >= -0.5) & (positions <= self.length - 0.5)
-        # A weight of zero as a logarithm: outside pixels then cost no pass of their own, and exp(-inf) has gradient
-        # zero.
-        log_weight = torch.where(on_image, 0.0, -math.inf).to(dtype)
         if spread is not None:
             sigma = spread.to(dtype)[:, None]
-            return self._taps(positions, points, sigma, log_weight - (sigma * math.sqrt(2 * math.pi)).log())
+            return self._taps(points, sigma, 1 / (sigma * math.sqrt(2 * math.pi)), dtype)
         assert self.sigma is not None
         if self.reflect and (self.length == 1 or self._turns() > _FLAT_TURNS):
-            return on_image.to(dtype) * self._flat(points).to(dtype)[:, None]
-        log_weight = log_weight + math.log(self._peak())
-        kernel = self._taps(positions, points, self.sigma, log_weight)
+            return self._flat(points, dtype)
+        peak = self._peak()
+        kernel = self._taps(points, self.sigma, peak, dtype)
         if not self.reflect:
             return kernel
         reach = self._reach()
@@ -390,18 +385,33 @@ class _Axis:
             near = ((images >= -0.5 - reach) & (images <= self.length - 0.5 + reach)).nonzero().squeeze(1)
             if len(near) == 0:
                 continue
-            taps = self._taps(positions, images[near], self.sigma, log_weight)
-            if sign < 0:
-                taps = taps * self._mirror_weight(points[near]).to(dtype)[:, None]
-            kernel = kernel.index_add(0, near, taps)
+            height = peak if sign > 0 else peak * self._mirror_weight(points[near]).to(dtype)[:, None]
+            kernel.index_add_(0, near, self._taps(images[near], self.sigma, height, dtype))
         return kernel
 
-    def _taps(self, positions: Tensor, points: Tensor, sigma: float | Tensor, log_weight: Tensor) -> Tensor:
+    def _taps(self, points: Tensor, sigma: float | Tensor, height: float | Tensor, dtype: torch.dtype) -> Tensor:
+        """(N, count): one Gaussian per point, evaluated only at the map pixels its radius may reach."""
+        first, width = torch.zeros_like(points), self.count
+        if 2 * self.radius / self.step + 2 < self.count:
+            width = int(2 * self.radius / self.step) + 2
+            first = ((points.detach() - self.radius - self.start) / self.step).floor().clamp(-width, self.count)
+        columns = first[:, None] + torch.arange(width, dtype=points.dtype, device=points.device)
         # Distances in the points' own precision: at 3,000 px float32 would cost 1e-4 of a pixel.
-        distance = (positions - points[:, None]).to(log_weight.dtype)
-        z = distance / sigma
-        taps = torch.exp(torch.addcmul(log_weight, z, z, value=-0.5))
-        return taps if self.radius == math.inf else taps.masked_fill(distance.detach().abs() > self.radius, 0.0)
+        distance = (columns * self.step + (self.start - points)[:, None]).to(dtype)
+        begin, end = self._on_image()
+        zero = (columns < begin) | (columns >= end) | (distance.detach().abs() > self.radius)
+        taps = (height * torch.exp(-0.5 * (distance / sigma).square())).masked_fill(zero, 0.0)
+        if width == self.count:
+            return taps
+        # A window may hang over either end of the axis, so it is written into a longer one.
+        padded = torch.zeros(len(points), width + self.count + width, dtype=dtype, device=points.device)
+        return padded.scatter_(1, (columns + width).to(torch.int64), taps)[:, width : width + self.count]
+
+    def _on_image(self) -> tuple[int, int]:
+        """First map pixel on the image's area, and the first one after it."""
+        begin = math.ceil((-0.5 - self.start) / self.step)
+        end = math.floor((self.length - 0.5 - self.start) / self.step) + 1
+        return max(begin, 0), min(end, self.count)
 
     def _mirror_images(self) -> list[tuple[int, float]]:
         """(sign, shift) of the images sign·p + shift that reflect-101 makes of a point, the point itself left out."""
@@ -412,11 +422,13 @@ class _Axis:
         """(N,): 1, falling to 0 over the border pixel, which reflect-101 does not repeat."""
         return torch.minimum(points, self.length - 1 - points).clamp(0, 1)
 
-    def _flat(self, points: Tensor) -> Tensor:
-        """(N,): the kernel's limit when it covers the image many times over: every fold adds the same everywhere."""
-        if self.length == 1:
-            return torch.ones_like(points)
-        return (1 + self._mirror_weight(points)) / (2 * (self.length - 1))
+    def _flat(self, points: Tensor, dtype: torch.dtype) -> Tensor:
+        """(N, count): the limit of a kernel that covers the image many times over: it adds the same everywhere."""
+        density = (1 + self._mirror_weight(points)) / (2 * (self.length - 1)) if self.length > 1 else points.new_ones(1)
+        begin, end = self._on_image()
+        column = torch.arange(self.count, device=points.device)
+        on_image = ((column >= begin) & (column < end)).to(dtype)
+        return on_image * density.to(dtype).expand(len(points))[:, None]
 
     def _turns(self) -> int:
         """How many periods of the mirrored image the kernel reaches to either side."""
@@ -473,7 +485,7 @@ class _TableCache:
                 self._tables.move_to_end(key)
                 return self._tables[key]
         wide = torch.float32 if device.type == "mps" else torch.float64
-        table = axis.evaluate(torch.arange(axis.length, dtype=wide, device=device), wide).to(dtype)
+        table = axis.evaluate(torch.arange(axis.length, dtype=wide, device=device), dtype).contiguous()
         with self._lock:
             if key not in self._tables:
                 self._tables[key] = table
