@@ -257,7 +257,7 @@ def train(
         int | None, typer.Option(help="Plateau: epochs without improvement before the rate drops.")
     ] = None,
     time_budget: Annotated[float | None, typer.Option(help="Seconds of training, over all sittings.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation; 0 by default.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     devices: Annotated[int | None, typer.Option(help="GPUs (or CPU processes).")] = None,
     augment: Annotated[

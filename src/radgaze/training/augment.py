@@ -72,7 +72,7 @@ def shade(images: Tensor, settings: Augmentation, generators: Sequence[np.random
     """Random gamma and gain on ``(B, 1, h, w)`` images in [0, 1]; the result is clipped to [0, 1]."""
     if not settings.shades:
         return images
-    drawn = torch.tensor([random.uniform(-1, 1, 2) for random in generators], dtype=images.dtype)
+    drawn = torch.from_numpy(np.stack([random.uniform(-1, 1, 2) for random in generators])).to(images.dtype)
     gamma = (drawn[:, 0] * settings.gamma).exp().view(-1, 1, 1, 1)
     gain = (1 + drawn[:, 1] * settings.gain).view(-1, 1, 1, 1)
     return (images**gamma * gain).clamp(0, 1)

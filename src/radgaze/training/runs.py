@@ -161,9 +161,9 @@ class Run:
     def state(self) -> TrainingState:
         return Checkpoint(self.path).load_state()
 
-    def cohort(self, path: Path | str | None = None) -> Cohort:
-        """The cohort this run was trained on, or the one at ``path``, which must have the same classes and size."""
-        cohort = Cohort.open(path or self.content["cohort"]["path"])
+    def cohort(self, other: Cohort | Path | str | None = None) -> Cohort:
+        """The cohort this run was trained on, or another one, which must have the same classes and size."""
+        cohort = other if isinstance(other, Cohort) else Cohort.open(other or self.content["cohort"]["path"])
         if list(cohort.classes) != self.classes and self.classes:
             raise InputError(
                 f"Cohort {cohort.name!r} has classes {list(cohort.classes)}, the run has {self.classes}; "

@@ -175,12 +175,14 @@ def auto_precision(config: RunConfig) -> str:
 class Learner(nn.Module):
     """Network and objective as one module, so that both are trained, saved and synchronised together."""
 
-    def __init__(self, network: nn.Module, objective: nn.Module) -> None:
+    def __init__(self, network: nn.Module, objective: nn.Module, precision: str = "fp32") -> None:
         super().__init__()
-        self.network, self.objective = network, objective
+        self.network, self.objective, self.precision = network, objective, precision
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any], Output]:
-        output = self.network(batch.images)
+        # autocast around the network alone: bf16 needs no loss scaling, and targets keep their digits
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = self.network(batch.images)
         terms = self.objective.terms(output, batch)
         return self.objective.combine({name: term.mean for name, term in terms.items()}), terms, output
 
@@ -202,10 +204,10 @@ class Trainer:
         self.checkpoint = Checkpoint(out)
         self.state = TrainingState()
         self.precision = auto_precision(config)
-        self.fabric = make_fabric(config, self.precision)
+        self.fabric = make_fabric(config)
         self.progress = progress and self.fabric.is_global_zero
 
-        self.learner = Learner(network, objective)
+        self.learner = Learner(network, objective, self.precision)
         if config.channels_last:
             self.learner = self.learner.to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(config, self.learner)
@@ -447,7 +449,7 @@ def class_measures(logits: Tensor, targets: NDArray[Any]) -> dict[str, float]:
     return {"val_auc_macro": float(classification.auc_macro(logits.sigmoid(), labels))}
 
 
-def make_fabric(config: RunConfig, precision: str) -> Fabric:
+def make_fabric(config: RunConfig) -> Fabric:
     several = config.nodes > 1 or config.devices not in (1, "auto")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's tips are not the user's problem
@@ -458,7 +460,6 @@ def make_fabric(config: RunConfig, precision: str) -> Fabric:
             num_nodes=config.nodes,
             # single-task schemes leave a head unused
             strategy=DDPStrategy(find_unused_parameters=True) if several else "auto",
-            precision="bf16-mixed" if precision == "bf16" else "32-true",
         )
         fabric.launch()
     return fabric

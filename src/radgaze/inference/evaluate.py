@@ -1,0 +1,446 @@
+"""Measure a run on one split of a cohort, and write ``report.json``, ``report.html`` and a table of studies.
+
+Attention is measured against the run's own attention target; where that is gaze, also at fixations (METHODS: NSS at
+fixations, never on the blurred map). Two predictions that need no network stand beside the model: the mean attention
+map of the training split, and a Gaussian with that map's centre and spread. Intervals are percentile bootstraps over
+patients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+
+from radgaze import __version__
+from radgaze.cohort import Cohort, Study
+from radgaze.errors import InputError
+from radgaze.files import atomic_path, read_json, write_json
+from radgaze.gaze import Gaze, detect_fixations, fixation_map
+from radgaze.inference.predict import predict_studies, probabilities
+from radgaze.measures import classification, saliency, statistics
+from radgaze.report import GalleryItem, write_report
+from radgaze.training.attention import AttentionTarget
+from radgaze.training.runs import Run
+from radgaze.training.trainer import auto_precision
+
+__all__ = ["evaluate"]
+
+DEGREES_PER_HEIGHT = 26.0  # an image filling the height of a 24-inch 16:9 screen, seen from 65 cm
+GALLERY_PER_GROUP = 3
+
+
+@dataclass
+class Evaluation:
+    """What the forward passes leave behind: a row per study, no maps.
+
+    Attributes:
+        studies: ``(N,)`` rows of the cohort.
+        probabilities: ``(N, C)``, empty without a class head.
+        saliency: predictor (``"model"``, ``"mean map"``, ``"centre"``) to measure to ``(N,)`` values.
+    """
+
+    studies: NDArray[np.int64]
+    probabilities: Tensor
+    saliency: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def evaluate(
+    run: Run | Path | str,
+    cohort: Cohort | Path | str | None = None,
+    *,
+    split: str = "test",
+    out: Path | str | None = None,
+    resamples: int = 2000,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure ``run`` and write its report.
+
+    Args:
+        run: A trained run or its folder.
+        cohort: The cohort to measure on; by default the one it was trained on.
+        split: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
+        out: Folder of the report; by default the run's own for its test split, else a folder inside it.
+        resamples: Bootstrap resamples over patients, for 95 % intervals.
+        batch_size: Studies per forward pass.
+        progress: Show a progress bar.
+
+    Returns:
+        The content of ``report.json``, with the page's path under ``"path"``.
+
+    Raises:
+        InputError: Not a finished run, a cohort that does not fit it, or an empty split.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    home = cohort is None
+    cohort = run.cohort(cohort)
+    studies = cohort.indices(split)
+    if len(studies) == 0:
+        raise InputError(f"Cohort {cohort.name!r} has no study in its {split!r} split; choose another split.")
+    folder = Path(out) if out else run.path if home and split == "test" else run.path / f"{cohort.name}-{split}"
+    network = run.network()
+    attention = attention_target(run, cohort)
+    device = torch.device("cuda" if torch.cuda.is_available() and run.config.accelerator != "cpu" else "cpu")
+
+    result = measure(run, network.to(device), cohort, studies, attention, batch_size, progress)
+    patients = cohort.studies["patient_id"][studies].to_list()
+    report: dict[str, Any] = {
+        "radgaze": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "title": f"{run.config.method} on {cohort.name}",
+        "run": {
+            "method": run.config.method,
+            "scheme": run.config.objective.get("scheme", "uncertainty-class"),
+            "seed": run.config.seed,
+            "parameters": run.content["parameters"],
+            "best_epoch": run.state.best_epoch,
+            "epochs": run.state.epoch,
+            "precision": auto_precision(run.config),
+            "config": run.config.dump(),
+            "environment": read_json(run.path / "environment.json", "a run"),
+        },
+        "cohort": {
+            "name": cohort.name,
+            "source": cohort.meta["source"],
+            "studies": len(cohort),
+            "patients": cohort.studies["patient_id"].n_unique(),
+            "size": list(cohort.size),
+            "gaze_kind": cohort.gaze_kind,
+            "counts": cohort.meta["counts"],
+            "split_by": cohort.meta["split_by"],
+            "splits": studies_per_split(cohort),
+        },
+        "split": split,
+        "studies": len(studies),
+        "patients": len(set(patients)),
+        "attention": run.content["attention"],
+        "classes": run.classes,
+        "notes": notes(run, cohort, attention),
+    }
+    if result.probabilities.numel():
+        report["classification"] = classification_section(run, cohort, result, patients, resamples)
+    if result.saliency:
+        report["saliency"] = saliency_section(result, patients, resamples)
+    ranked_by, ranking = gallery_ranking(cohort, result)
+    gallery = make_gallery(run, network, cohort, result, attention, ranked_by, ranking)
+    if gallery:
+        report["gallery"] = {"ranked_by": ranked_by}
+    write_json(folder / "report.json", report)
+    write_table(result, run, cohort, folder / f"studies-{split}.csv")
+    page = write_report(report, run.history, gallery, folder)
+    return {**report, "path": str(page)}
+
+
+def studies_per_split(cohort: Cohort) -> dict[str, dict[str, int]]:
+    """``{"train": {"studies": n, class: n, ...}, ...}``."""
+    table = {}
+    for split in ("train", "val", "test"):
+        rows = cohort.indices(split)
+        targets = cohort.targets[rows]
+        positive = targets[:, None] == np.arange(len(cohort.classes)) if targets.ndim == 1 else targets >= 0.5
+        of_class = {name: int(positive[:, index].sum()) for index, name in enumerate(cohort.classes)}
+        table[split] = {"studies": len(rows), **of_class}
+    return table
+
+
+def attention_target(run: Run, cohort: Cohort) -> AttentionTarget | None:
+    """The target the run was trained with, if this cohort has it too."""
+    if run.content["attention"] == "none":
+        return None
+    target = AttentionTarget(run.config.attention, run.config.preset, run.config.sigma)
+    target.check(cohort)
+    return target
+
+
+def measure(
+    run: Run,
+    network: nn.Module,
+    cohort: Cohort,
+    studies: NDArray[np.int64],
+    attention: AttentionTarget | None,
+    batch_size: int,
+    progress: bool,
+) -> Evaluation:
+    predictors: dict[str, Tensor] = {}
+    fixated = attention is not None and attention.kind == "gaze"
+    if attention is not None:
+        mean_map = mean_attention(cohort, attention)
+        predictors = {"mean map": mean_map, "centre": centre_map(mean_map)}
+    fixations = FixationCounts(cohort, studies) if fixated else None
+    scores: list[Tensor] = []
+    columns: dict[str, dict[str, list[Tensor]]] = {}
+    batches = predict_studies(
+        network, cohort, studies, attention=attention, batch_size=batch_size, precision=auto_precision(run.config)
+    )
+    count = math.ceil(len(studies) / batch_size)
+    for batch, output in track(batches, description="evaluating", total=count, disable=not progress):
+        if output.logits is not None and run.classes and run.content["task"] != "none":
+            scores.append(probabilities(output.logits, run.content["task"]).cpu())
+        if attention is None or output.saliency_logits is None:
+            continue
+        assert batch.attention is not None
+        given: dict[str, Tensor] = {"target": batch.attention.cpu()}
+        if fixations is not None:
+            rows = [int(study) for study in batch.studies]
+            given["fixations"] = torch.stack([fixations.own(row) for row in rows])
+            given["other_fixations"] = torch.stack([fixations.of_other_patients(row) for row in rows])
+            given["baseline"] = predictors["mean map"]
+        maps = {"model": output.saliency_logits.float().cpu()}
+        maps |= {name: fixed.log().expand_as(maps["model"]) for name, fixed in predictors.items()}
+        for name, prediction in maps.items():
+            values = saliency.all_measures(prediction, **given, logits=True, splits=None)
+            for key, value in values.items():
+                # a study without attention has nothing to compare with
+                value = torch.where(batch.has_attention.cpu(), value, torch.nan)
+                columns.setdefault(name, {}).setdefault(key, []).append(value)
+    return Evaluation(
+        studies,
+        torch.cat(scores) if scores else torch.empty(0),
+        {name: {key: torch.cat(parts) for key, parts in keys.items()} for name, keys in columns.items()},
+    )
+
+
+def mean_attention(cohort: Cohort, attention: AttentionTarget, batch_size: int = 64) -> Tensor:
+    """Mean of the training split's attention maps, each with sum 1; nowhere quite zero, so that it is a density."""
+    total, count = torch.zeros(cohort.size, dtype=torch.float64), 0
+    studies = cohort.indices("train")
+    for start in range(0, len(studies), batch_size):
+        maps, present = attention.maps(cohort, [int(study) for study in studies[start : start + batch_size]])
+        maps = maps[present].double()
+        total += (maps / maps.sum((1, 2), keepdim=True)).sum(0)
+        count += len(maps)
+    if count == 0:
+        raise InputError(f"No training study of cohort {cohort.name!r} has an attention map; import it with gaze.")
+    uniform = 1 / total.numel()
+    return (0.999 * total / count + 0.001 * uniform).float()
+
+
+def centre_map(mean_map: Tensor) -> Tensor:
+    """A Gaussian with the mean and the standard deviations of ``mean_map`` along both axes, sum 1."""
+    axes = []
+    for axis, extent in enumerate(mean_map.shape):
+        share = mean_map.sum(1 - axis).double()
+        place = torch.arange(extent, dtype=torch.float64)
+        mean = (share * place).sum() / share.sum()
+        variance = (share * (place - mean) ** 2).sum() / share.sum()
+        axes.append(torch.exp(-((place - mean) ** 2) / (2 * variance)))
+    gaussian = axes[0][:, None] * axes[1][None, :]
+    return (gaussian / gaussian.sum()).clamp_min(1e-12).float()
+
+
+def fixations_of(study: Study) -> Gaze | None:
+    """A study's fixations; raw samples become fixations by I-DT at 1 degree."""
+    gaze = study.gaze
+    if gaze is None or study.cohort.gaze_kind != "samples" or gaze.t is None:
+        return gaze
+    scale = None if gaze.px_per_degree is not None else study.source_size[0] / DEGREES_PER_HEIGHT
+    return detect_fixations(gaze, method="i-dt", px_per_degree=scale)
+
+
+class FixationCounts:
+    """Fixations on the working grid: a study's own, and those on other patients' studies (negatives of shuffled AUC).
+
+    Holds points and one summed map, so memory grows with the number of fixations, not of pixels.
+    """
+
+    def __init__(self, cohort: Cohort, studies: NDArray[np.int64]) -> None:
+        self.points = {int(row): (fixations_of(cohort[int(row)]), cohort[int(row)].grid) for row in studies}
+        self.patient = {row: cohort[row].patient_id for row in self.points}
+        self.rows_of: dict[str, list[int]] = {}
+        self.total = torch.zeros(cohort.size, dtype=torch.int64)
+        for row, patient in self.patient.items():
+            self.rows_of.setdefault(patient, []).append(row)
+            self.total += self.own(row)
+
+    def own(self, row: int) -> Tensor:
+        """``(h, w)`` int64 number of this study's fixations on each pixel."""
+        fixations, grid = self.points[row]
+        if fixations is None:
+            return torch.zeros(grid.size, dtype=torch.int64)
+        return fixation_map(fixations, grid).long()
+
+    def of_other_patients(self, row: int) -> Tensor:
+        """``(h, w)`` int64 number of fixations on each pixel over the studies of all other patients."""
+        return self.total - sum(
+            (self.own(same) for same in self.rows_of[self.patient[row]]), torch.zeros_like(self.total)
+        )
+
+
+def classification_section(
+    run: Run, cohort: Cohort, result: Evaluation, patients: Sequence[str], resamples: int
+) -> dict[str, Any]:
+    scores, targets = result.probabilities.double(), torch.from_numpy(cohort.targets[result.studies])
+    section: dict[str, Any] = {}
+    names = list(classification.all_measures(scores, targets))
+    together = statistics.bootstrap(
+        lambda weights: torch.stack(list(classification.all_measures(scores, targets, weights).values()), -1),
+        patients,
+        resamples=resamples,
+    )
+    for index, name in enumerate(names):
+        section[name] = with_interval(together, index)
+    per_class = statistics.bootstrap(
+        lambda weights: classification.auc(scores, targets, weights), patients, resamples=resamples
+    )
+    section["auc"], section["roc"] = {}, {}
+    for index, name in enumerate(run.classes):
+        ranked, positive = classification.one_against_rest(scores, targets, index)
+        section["auc"][name] = {**with_interval(per_class, index), "n_positive": int(positive.sum())}
+        if positive.any() and not positive.all():
+            curve = classification.roc_curve(ranked, positive)
+            section["roc"][name] = {"fpr": curve.fpr.tolist(), "tpr": curve.tpr.tolist()}
+    if targets.ndim == 1:
+        section["confusion"] = classification.confusion_matrix(scores, targets).int().tolist()
+    bins = classification.reliability(scores, targets)
+    section["reliability"] = [
+        {
+            "low": bins.edges[b].item(),
+            "high": bins.edges[b + 1].item(),
+            "confidence": number(bins.confidence[b]),
+            "accuracy": number(bins.outcome[b]),
+            "count": int(bins.number[b]),
+        }
+        for b in range(len(bins.number))
+    ]
+    return section
+
+
+def saliency_section(result: Evaluation, patients: Sequence[str], resamples: int) -> dict[str, Any]:
+    section: dict[str, Any] = {}
+    for predictor, columns in result.saliency.items():
+        names = list(columns)
+        interval = statistics.bootstrap(
+            statistics.mean(torch.stack([columns[name] for name in names], 1)), patients, resamples=resamples
+        )
+        section[predictor] = {}
+        for index, name in enumerate(names):
+            overall = statistics.summary(columns[name])
+            section[predictor][name] = {
+                "mean": number(overall.mean),
+                "median": number(overall.median),
+                "std": number(overall.std),
+                "low": number(interval.low[index]),
+                "high": number(interval.high[index]),
+                "n": overall.studies,
+            }
+    return section
+
+
+def with_interval(interval: statistics.Interval, index: int) -> dict[str, float | None]:
+    return {
+        "value": number(interval.value[index]),
+        "low": number(interval.low[index]),
+        "high": number(interval.high[index]),
+    }
+
+
+def number(value: Tensor | float) -> float | None:
+    """A JSON number; an undefined measure (NaN) is null."""
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def notes(run: Run, cohort: Cohort, attention: AttentionTarget | None) -> list[str]:
+    said = []
+    if attention is not None and attention.kind == "gaze" and cohort.gaze_kind == "samples":
+        said.append(
+            "NSS, AUC-Judd, shuffled AUC and information gain are taken at fixations detected from the raw samples "
+            f"(I-DT, 1 degree; {DEGREES_PER_HEIGHT:g} degrees per image height unless the source states its scale)."
+        )
+    if attention is not None and attention.kind != "gaze":
+        said.append(f"The attention target is the {run.content['attention']}; no reader's gaze was used.")
+    if attention is not None:
+        said.append(
+            "Baselines use the training split alone: its mean attention map, and a Gaussian of the same spread."
+        )
+    if cohort.meta["split_by"] == "image":
+        said.append("The split is by image: patients are on both sides, so these figures are too good.")
+    return said
+
+
+def write_table(result: Evaluation, run: Run, cohort: Cohort, path: Path) -> None:
+    """One row per study: who, what is true, what was predicted, how close the attention came."""
+    table = cohort.studies[result.studies].select("study_id", "patient_id", "split", "label")
+    columns: dict[str, NDArray[Any]] = {}
+    if result.probabilities.numel():
+        for index, name in enumerate(run.classes):
+            columns[f"probability_{name}"] = result.probabilities[:, index].numpy()
+    for name, values in result.saliency.get("model", {}).items():
+        columns[name] = values.numpy()
+    with atomic_path(path) as partial:
+        table.with_columns(**{name: pl.Series(values) for name, values in columns.items()}).write_csv(partial)
+
+
+def gallery_ranking(cohort: Cohort, result: Evaluation) -> tuple[str, Tensor]:
+    """What the gallery is sorted by, and its ``(N,)`` values: CC of the attention, else probability of the truth."""
+    if result.saliency:
+        return "cc", result.saliency["model"]["cc"]
+    targets = torch.from_numpy(cohort.targets[result.studies])
+    if targets.ndim == 1:
+        truth = result.probabilities.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+        return "probability of the true class", torch.where(targets >= 0, truth, torch.nan)
+    of_truth = torch.where(targets >= 0.5, result.probabilities, 1 - result.probabilities)
+    return "mean probability of the true labels", torch.where(targets.isnan(), torch.nan, of_truth).nanmean(1)
+
+
+def make_gallery(
+    run: Run,
+    network: nn.Module,
+    cohort: Cohort,
+    result: Evaluation,
+    attention: AttentionTarget | None,
+    ranked_by: str,
+    ranking: Tensor,
+) -> list[GalleryItem]:
+    """The best, middle and worst studies of the ranking."""
+    order = [
+        int(place) for place in ranking.nan_to_num(-torch.inf).argsort(descending=True) if ranking[place].isfinite()
+    ]
+    each = min(GALLERY_PER_GROUP, len(order) // 3)
+    middle = (len(order) - each) // 2
+    chosen = [("best", order[:each]), ("median", order[middle : middle + each]), ("worst", order[len(order) - each :])]
+    items = []
+    for group, places in chosen:
+        rows = [int(result.studies[place]) for place in places]
+        shown = predict_studies(network, cohort, rows, attention=attention, batch_size=1)
+        for place, row, (batch, output) in zip(places, rows, shown, strict=True):
+            study, predicted = cohort[row], output.saliency()
+            fixations = fixations_of(study) if attention is not None and attention.kind == "gaze" else None
+            points = None
+            if fixations is not None and len(fixations):
+                points = torch.stack(study.grid.to_grid(fixations.x, fixations.y), 1).numpy()
+            scores = {ranked_by: ranking[place].item()}
+            scores |= {name: values[place].item() for name, values in result.saliency.get("model", {}).items()}
+            items.append(
+                GalleryItem(
+                    study_id=study.study_id,
+                    group=group,  # type: ignore[arg-type]
+                    image=batch.images[0, 0].cpu().numpy(),
+                    attention=batch.attention[0].cpu().numpy() if batch.attention is not None else None,
+                    prediction=predicted[0].cpu().numpy() if predicted is not None and attention is not None else None,
+                    probabilities=dict(zip(run.classes, result.probabilities[place].tolist(), strict=True))
+                    if result.probabilities.numel()
+                    else None,
+                    label=true_labels(study, cohort),
+                    scores=scores,
+                    fixations=points,
+                )
+            )
+    return items
+
+
+def true_labels(study: Study, cohort: Cohort) -> str | tuple[str, ...] | None:
+    if cohort.task == "multilabel":
+        return tuple(name for name, value in study.labels.items() if value is not None and value >= 0.5)
+    return study.label

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from radgaze.cohort import Cohort
+from radgaze.errors import InputError
+from radgaze.inference import evaluate
+from radgaze.inference.evaluate import FixationCounts, centre_map, fixations_of, mean_attention
+from radgaze.training import AttentionTarget, Run, fit
+from tests.cohorts import blob_cohort
+
+SMALL: dict[str, Any] = {
+    "model": {"width": 4},
+    "sigma": 6.0,
+    "batch_size": 5,
+    "precision": "fp32",
+    "schedule": "one-cycle",
+    "learning_rate": 1e-2,
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def run(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit(cohort, tmp_path_factory.mktemp("evaluate") / "run", epochs=20, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def report(run: Run) -> dict[str, Any]:
+    return evaluate(run, resamples=200, progress=False)
+
+
+def test_figures_are_those_of_the_table(run: Run, cohort: Cohort, report: dict[str, Any]) -> None:
+    """Recompute the headline figures from the written table with scikit-learn."""
+    table = pl.read_csv(run.path / "studies-test.csv")
+    assert table["study_id"].to_list() == cohort.studies["study_id"][cohort.indices("test")].to_list()
+    scores = table.select(f"probability_{name}" for name in cohort.classes).to_numpy()
+    truth = cohort.targets[cohort.indices("test")]
+    np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
+    section = report["classification"]
+    expected = np.mean([roc_auc_score(truth == c, scores[:, c]) for c in range(3)])
+    assert section["auc_macro"]["value"] == pytest.approx(expected)
+    assert section["accuracy"]["value"] == pytest.approx(accuracy_score(truth, scores.argmax(1)))
+    assert section["accuracy"]["low"] <= section["accuracy"]["value"] <= section["accuracy"]["high"]
+    for name in ("kld", "cc", "nss", "auc_judd", "shuffled_auc", "information_gain"):
+        assert report["saliency"]["model"][name]["mean"] == pytest.approx(table[name].mean(), rel=1e-4)
+    assert np.sum(section["confusion"]) == len(table)
+
+
+def test_beats_its_baselines(report: dict[str, Any]) -> None:
+    saliency = report["saliency"]
+    assert saliency["model"]["cc"]["mean"] > saliency["mean map"]["cc"]["mean"] + 0.1
+    assert saliency["model"]["shuffled_auc"]["mean"] > 0.7
+    assert saliency["mean map"]["information_gain"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert saliency["model"]["information_gain"]["mean"] > 0
+
+
+def test_report_files(run: Run, report: dict[str, Any]) -> None:
+    written = json.loads((run.path / "report.json").read_text())
+    assert written == {key: value for key, value in report.items() if key != "path"}
+    assert written["attention"] == "reader's gaze (fixations, preset mt-unet, sigma 6 px)"
+    page = Path(report["path"]).read_text()
+    assert "class1" in page
+    assert "sigma 6 px" in page
+
+
+def test_batch_size_changes_nothing(run: Run, report: dict[str, Any], tmp_path: Path) -> None:
+    again = evaluate(run, resamples=200, batch_size=1, out=tmp_path, progress=False)
+    for name, entry in report["saliency"]["model"].items():
+        assert again["saliency"]["model"][name]["mean"] == pytest.approx(entry["mean"], rel=1e-3, abs=1e-4)
+
+
+def test_other_splits_and_cohorts_get_their_own_folder(run: Run, report: dict[str, Any], tmp_path: Path) -> None:
+    val = evaluate(run, split="val", resamples=50, progress=False)
+    assert Path(val["path"]).parent == run.path / "tables-val"
+    assert json.loads((run.path / "report.json").read_text())["split"] == "test"
+    other = blob_cohort(tmp_path, studies=12)
+    elsewhere = evaluate(run, other, split="all", resamples=50, progress=False)
+    assert elsewhere["studies"] == 12
+
+
+def test_cohort_that_does_not_fit(run: Run, tmp_path: Path) -> None:
+    two = blob_cohort(tmp_path, studies=12, classes=2)
+    with pytest.raises(InputError, match="same classes in the same order"):
+        evaluate(run, two)
+
+
+def test_unfinished_run(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a run"):
+        evaluate(tmp_path)
+    (tmp_path / "config.json").write_text((run.path / "config.json").read_text())
+    with pytest.raises(InputError, match="no weights file"):
+        evaluate(tmp_path)
+
+
+def test_single_tasks(cohort: Cohort, tmp_path: Path) -> None:
+    classes = fit(cohort, tmp_path / "class", epochs=1, objective={"scheme": "class-only"}, **SMALL)
+    report = evaluate(classes, resamples=50, progress=False)
+    assert "saliency" not in report
+    assert report["attention"] == "none"
+    attention = fit(cohort, tmp_path / "saliency", epochs=1, objective={"scheme": "saliency-only"}, **SMALL)
+    report = evaluate(attention, resamples=50, progress=False)
+    assert "classification" not in report
+    assert report["saliency"]["model"]["kld"]["n"] == len(cohort.indices("test"))
+
+
+def test_mask_target_has_no_fixations(cohort: Cohort, tmp_path: Path) -> None:
+    run = fit(cohort, tmp_path / "run", epochs=1, attention="mask:blob", **SMALL)
+    report = evaluate(run, resamples=50, progress=False)
+    assert set(report["saliency"]["model"]) == {"kld", "cc", "sim"}
+    assert "anatomy, not gaze" in report["attention"]
+
+
+def test_mean_map_is_a_density_of_the_training_split_alone(cohort: Cohort) -> None:
+    target = AttentionTarget("gaze", sigma=6.0)
+    mean_map = mean_attention(cohort, target, batch_size=5)
+    assert mean_map.sum().item() == pytest.approx(1, abs=1e-5)
+    maps, _ = target.maps(cohort, cohort.indices("train").tolist())
+    expected = (maps / maps.sum((1, 2), keepdim=True)).mean(0)
+    torch.testing.assert_close(mean_map, 0.999 * expected + 0.001 / expected.numel(), atol=1e-7, rtol=1e-4)
+
+
+def test_centre_map_keeps_centre_and_spread() -> None:
+    y, x = torch.meshgrid(torch.arange(60.0), torch.arange(40.0), indexing="ij")
+    blob = torch.exp(-((y - 25) ** 2) / (2 * 6**2) - (x - 18) ** 2 / (2 * 4**2))
+    torch.testing.assert_close(centre_map(blob), blob / blob.sum(), atol=1e-5, rtol=1e-3)
+
+
+def test_negatives_leave_out_the_patient(cohort: Cohort) -> None:
+    studies = cohort.indices("all")
+    counts = FixationCounts(cohort, studies)
+    for row in (0, 2, 5):
+        patient = cohort[row].patient_id
+        expected = sum(counts.own(int(o)) for o in studies if cohort[int(o)].patient_id != patient)
+        assert torch.equal(counts.of_other_patients(row), expected)
+        assert counts.own(row).sum() == len(fixations_of(cohort[row]))

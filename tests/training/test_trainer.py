@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from radgaze.cohort import Cohort
+from radgaze.errors import InputError, RadgazeError
+from radgaze.training import Run, fit
+from tests.cohorts import blob_cohort
+
+SMALL: dict[str, Any] = {
+    "model": {"width": 2},
+    "sigma": 6.0,
+    "batch_size": 5,
+    "learning_rate": 3e-3,
+    "precision": "fp32",
+    "progress": False,
+}
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """Every figure of every epoch but its wall time, as written: equal strings mean equal bits."""
+    with (run / "metrics.csv").open() as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    ours, theirs = load_file(a / "weights.safetensors"), load_file(b / "weights.safetensors")
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_learns_where_and_what(cohort: Cohort, tmp_path: Path) -> None:
+    settings = {**SMALL, "model": {"width": 4}, "learning_rate": 1e-2, "schedule": "one-cycle"}
+    run = fit(cohort, tmp_path / "run", epochs=25, **settings)
+    first, best = run.history[0], run.history[run.state.best_epoch - 1]
+    assert best["val_loss"] < first["val_loss"]
+    assert best["val_auc_macro"] > 0.9
+    assert best["val_cc"] > 0.5
+    assert best["val_loss"] == min(row["val_loss"] for row in run.history)
+
+
+def test_run_folder_explains_itself(cohort: Cohort, tmp_path: Path) -> None:
+    run = fit(cohort, tmp_path / "run", epochs=2, seed=5, **SMALL)
+    config = json.loads((run.path / "config.json").read_text())
+    assert config["run"]["seed"] == 5
+    assert config["run"]["model"] == {"width": 2}
+    assert config["network"]["num_classes"] == 3
+    assert config["classes"] == ["class0", "class1", "class2"]
+    assert config["attention"].startswith("reader's gaze (fixations, preset mt-unet, sigma 6 px)")
+    assert config["cohort"]["checksums"] == cohort.meta["checksums"]
+    assert (
+        json.loads((run.path / "environment.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
+    )
+    assert len(metrics(run.path)) == 2
+    assert any((run.path / "tensorboard").iterdir())
+    network = Run.open(run.path).network()
+    assert not network.training
+    assert network(torch.rand(1, 1, 48, 32)).logits.shape == (1, 3)
+
+
+def test_same_seed_same_bits_other_seed_other_bits(cohort: Cohort, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        fit(cohort, tmp_path / name, epochs=2, seed=seed, **SMALL)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
+
+
+def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """kill -9 wherever the training happens to be, several times; the rest comes out the same."""
+    cohort = blob_cohort(tmp_path)
+    settings = {**SMALL, "epochs": 12, "patience": 1, "progress": False}
+    fit(cohort, tmp_path / "whole", **settings)
+    call = (
+        "import sys, json; from radgaze.training import fit; "
+        "fit(sys.argv[1], sys.argv[2], resume=True, **json.loads(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", call, str(cohort.path), str(tmp_path / "killed"), json.dumps(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for kill_after in (2, 5):
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        state = tmp_path / "killed" / "state.json"
+        while process.poll() is None and not (state.exists() and json.loads(state.read_text())["epoch"] >= kill_after):
+            time.sleep(0.005)
+        assert process.poll() is None, "the training ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "killed" / "weights.safetensors").exists()
+    fit(cohort, tmp_path / "killed", resume=True, **settings)
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_rate_drop_restores_the_best_state(cohort: Cohort, tmp_path: Path) -> None:
+    """A wild rate spoils the network; when the rate drops, training goes on from the best epoch."""
+    settings = {**SMALL, "learning_rate": 0.5, "patience": 1}
+    run = fit(cohort, tmp_path / "run", epochs=9, **settings)
+    drops = [row for row in run.history if row["event"].startswith("rate dropped")]
+    assert drops
+    after = run.history[drops[0]["epoch"]]
+    assert after["lr"] == pytest.approx(0.05)
+
+
+def test_resume_of_a_finished_run_changes_nothing(cohort: Cohort, tmp_path: Path) -> None:
+    fit(cohort, tmp_path / "run", epochs=2, **SMALL)
+    before = metrics(tmp_path / "run")
+    fit(cohort, tmp_path / "run", epochs=2, resume=True, **SMALL)
+    assert metrics(tmp_path / "run") == before
+    longer = fit(cohort, tmp_path / "run", epochs=3, resume=True, **SMALL)
+    assert metrics(longer.path)[:2] == before
+    assert longer.state.epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("scheme", "absent"), [("saliency-only", "val_auc_macro"), ("class-only", "val_cc"), ("equal", "sigma_class")]
+)
+def test_schemes(scheme: str, absent: str, cohort: Cohort, tmp_path: Path) -> None:
+    run = fit(cohort, tmp_path / "run", epochs=1, objective={"scheme": scheme}, **SMALL)
+    assert absent not in run.history[0]
+    if scheme == "saliency-only":
+        assert run.network().class_head is None
+
+
+def test_bf16_learns_too(cohort: Cohort, tmp_path: Path) -> None:
+    run = fit(cohort, tmp_path / "run", epochs=2, **{**SMALL, "precision": "bf16"})
+    assert math.isfinite(run.history[-1]["val_loss"])
+
+
+def test_time_budget(cohort: Cohort, tmp_path: Path) -> None:
+    run = fit(cohort, tmp_path / "run", epochs=100, time_budget=1e-3, **SMALL)
+    assert (run.state.finished, run.state.epoch) == ("time budget", 1)
+
+
+def test_cohort_without_gaze_trains_on_labels_alone(tmp_path: Path) -> None:
+    cohort = blob_cohort(tmp_path, gaze=False)
+    with pytest.raises(InputError, match="no attention target 'gaze'; it has mask:blob, boxes"):
+        fit(cohort, tmp_path / "run", **SMALL)
+    run = fit(cohort, tmp_path / "run", epochs=1, attention="mask:blob", **SMALL)
+    assert run.content["attention"] == "blob mask (anatomy, not gaze)"
+
+
+def test_exploding_loss_names_the_batch_and_keeps_the_last_state(cohort: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(RadgazeError, match=r"batch of studies s\d{3}"):
+        fit(cohort, tmp_path / "run", epochs=5, **{**SMALL, "learning_rate": 1e30})
+
+
+def test_refusals(cohort: Cohort, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(cohort, run, epochs=1, **SMALL)
+    with pytest.raises(InputError, match="add --resume"):
+        fit(cohort, run, epochs=1, **SMALL)
+    with pytest.raises(InputError, match=r"started with seed = 0, not 1"):
+        fit(cohort, run, epochs=1, resume=True, seed=1, **SMALL)
+    with pytest.raises(InputError, match="'batch_size'"):
+        fit(cohort, tmp_path / "other", batchsize=3)
+    with pytest.raises(InputError, match="learning_rate = -1"):
+        fit(cohort, tmp_path / "other", learning_rate=-1)
+    with pytest.raises(InputError, match="'mt-unet'"):
+        fit(cohort, tmp_path / "other", method="mtunet")
+    with pytest.raises(InputError, match="needs class scores"):
+        fit(cohort, tmp_path / "other", objective={"scheme": "saliency-only"}, monitor="val_auc_macro")
+    assert not (tmp_path / "other" / "config.json").exists()
+
+
+def test_class_absent_from_a_split(cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = cohort.indices("val")
+    few = whole[cohort.targets[whole] != 2]
+    monkeypatch.setattr(Cohort, "indices", lambda self, split: few if split == "val" else whole)
+    with pytest.raises(InputError, match="'class2' is absent from the 'val' split"):
+        fit(cohort, tmp_path / "run", **SMALL)
+
+
+def test_accumulation_steps_once_for_several_batches(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *a, **k: steps.append(1) or step(self, *a, **k))
+    fit(cohort, tmp_path / "run", epochs=1, accumulate=2, clip=1.0, **SMALL)
+    batches = math.ceil(len(cohort.indices("train")) / SMALL["batch_size"])
+    assert len(steps) == math.ceil(batches / 2)
