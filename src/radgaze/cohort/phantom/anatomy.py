@@ -45,7 +45,7 @@ from radgaze.cohort.phantom.thorax import (
     stomach,
     vessels,
 )
-from radgaze.errors import InputError
+from radgaze.errors import InputError, nearest
 
 __all__ = ["ANATOMIES", "BITS", "CLASSES", "MASKS", "Box", "Label", "Lesion", "Radiograph", "expose"]
 
@@ -140,11 +140,8 @@ def expose(
         InputError: unknown label, difficulty outside [0, 1], or an image side below 32 pixels.
     """
     if label not in CLASSES:
-        raise InputError(f"label is {label!r}; expected one of {', '.join(CLASSES)}")
-    if not 0 <= difficulty <= 1:
-        raise InputError(f"difficulty is {difficulty}; expected a number from 0 (easy) to 1 (chance)")
-    if min(size) < 32:
-        raise InputError(f"image size is {size[0]}x{size[1]}; expected at least 32x32 pixels")
+        raise InputError(f"label is {label!r}; {nearest(label, CLASSES)}.")
+    check(size, difficulty)
     person = Patient.draw(seed, patient, difficulty)
     anatomy, disease, detector = (np.random.default_rng([seed, patient, study, stream]) for stream in (2, 3, 4))
 
@@ -184,6 +181,14 @@ def expose(
         cardiothoracic_ratio=ratio,
         mm_per_pixel=frame.mm * person.size,
     )
+
+
+def check(size: tuple[int, int], difficulty: float) -> None:
+    """Refuse what cannot be drawn."""
+    if not 0 <= difficulty <= 1:
+        raise InputError(f"difficulty is {difficulty}; expected a number from 0 (easy) to 1 (chance).")
+    if min(size) < 32:
+        raise InputError(f"image size is {size[0]}x{size[1]}; expected at least 32x32 pixels.")
 
 
 def _pose(person: Patient, view: str, enlargement: float, rng: np.random.Generator) -> Thorax:

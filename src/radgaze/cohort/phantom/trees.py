@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 
 from radgaze.cohort.phantom import egd_cxr, reflacx
+from radgaze.cohort.phantom.anatomy import check
 from radgaze.cohort.phantom.images import ImageFormat, Job, identities
 from radgaze.errors import InputError, nearest
 
@@ -69,8 +70,8 @@ def make_phantom(
         ``out``. It appears complete or not at all: the work is done in ``OUT.partial`` and then renamed.
 
     Raises:
-        InputError: ``out`` is not empty, ``studies`` or ``workers`` is less than 1, or an argument is none of its
-            choices.
+        InputError: ``out`` is not empty, ``studies`` or ``workers`` is less than 1, an argument is none of its
+            choices, or no image can be drawn at this size or difficulty.
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -83,6 +84,7 @@ def make_phantom(
             raise InputError(f"{name} is {value!r}; {nearest(value, choices)}.")
     if studies < 1 or (workers is not None and workers < 1):
         raise InputError(f"studies is {studies} and workers {workers}; expected at least 1 of each.")
+    check(image_size, difficulty)
     work = target.with_name(target.name + ".partial")
     if work.exists():
         shutil.rmtree(work)
