@@ -333,6 +333,36 @@ def test_a_killed_import_goes_on_and_ends_the_same(
     assert not partial.exists()
 
 
+INTERRUPTED = """
+import os, signal, sys, time
+from pathlib import Path
+from radgaze.cohort.sources import arrays
+from radgaze.cohort.sources.engine import write_cohort
+from tests.cohort.pictures import make_raws, options
+
+read_one, done = arrays.Arrays._read_one, []
+
+def slow(self, row, ask):
+    done.append(row)
+    if len(done) == 4:
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+    return read_one(self, row, ask)
+
+arrays.Arrays._read_one = slow
+try:
+    write_cohort(make_raws(Path(sys.argv[1]), 60), Path(sys.argv[1]) / "out", **options(workers=2))
+except KeyboardInterrupt:
+    sys.exit(len(done))
+"""
+
+
+def test_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    stopped = subprocess.run([sys.executable, "-c", INTERRUPTED, str(tmp_path)], cwd=ROOT, check=False)
+    assert 4 <= stopped.returncode < 40  # rows begun, of 60
+    assert not (tmp_path / "out").exists()
+
+
 def make_raws_again(folder: Path) -> list[RawStudy]:
     """The studies of a folder that :func:`make_raws` has filled, its files untouched."""
     stamps = {file: file.stat() for file in folder.glob("*.png")}

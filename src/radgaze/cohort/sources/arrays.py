@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -275,8 +275,12 @@ def _in_child_processes(folder: Path, rows: Sequence[int], handle: Callable[[int
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for finished in [pool.submit(serve, number) for number in range(workers)]:
-                finished.result()
+            serving = {pool.submit(serve, number) for number in range(workers)}
+            while serving:
+                # In short waits: with Polars loaded, Ctrl-C does not interrupt a long one.
+                finished, serving = wait(serving, timeout=0.2)
+                for service in finished:
+                    service.result()
         finally:
             stop.set()
 
