@@ -251,6 +251,15 @@ def test_readings_of_one_image_share_its_pixels(tmp_path: Path, monkeypatch: pyt
     assert len(read) == 3
 
 
+def test_masks_of_several_files_are_united(tmp_path: Path) -> None:
+    left, right = np.zeros((2, 40, 30), np.uint8)
+    left[:, :10], right[:20, 20:] = 255, 255
+    files = (write_image(tmp_path / "left.png", left), write_image(tmp_path / "right.png", right))
+    raw = replace(make_raws(tmp_path, 1)[0], masks={"lungs": files})
+    united = write_cohort([raw], tmp_path / "out", **options(size=(40, 30)))[0].mask("lungs")
+    np.testing.assert_array_equal(united, (left | right) // 255)
+
+
 # ---- whole or absent
 
 

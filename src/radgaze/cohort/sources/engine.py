@@ -312,7 +312,7 @@ def _pictures(raws: Sequence[RawStudy], structures: Sequence[str]) -> tuple[list
     picture_of = []
     for raw in raws:
         files = [raw.masks.get(structure, ()) for structure in structures]
-        masks = tuple((str(file),) if isinstance(file, Path) else tuple(map(str, file)) for file in files)
+        masks = tuple((str(file),) if isinstance(file, str | Path) else tuple(map(str, file)) for file in files)
         picture_of.append(position.setdefault(Picture(str(raw.image), masks, raw.study_id), len(position)))
     return list(position), picture_of
 
