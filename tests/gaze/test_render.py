@@ -214,7 +214,7 @@ def test_size_and_canvas_choose_the_grid() -> None:
 @pytest.mark.parametrize(
     ("gaze", "has_map"),
     [
-        (Gaze([], [], duration=[], px_per_degree=[], shown=[]), False),
+        (Gaze([], []), False),
         (Gaze([np.nan], [3], duration=[1], px_per_degree=[[9, 9]]), False),
         (Gaze([5], [5], valid=[False], duration=[1], px_per_degree=[[9, 9]]), False),
         (Gaze([-20, 9, 999], [500, -1, 5], duration=[1, 1, 1], px_per_degree=[[9, 9]] * 3), False),

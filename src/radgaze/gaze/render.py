@@ -246,6 +246,11 @@ def _density(
 ) -> tuple[Tensor, Tensor]:
     """Unscaled map (h, w), and whether any valid point lies on the image (a bool tensor)."""
     check_size(source_size, "a source image")
+    if len(gaze) == 0:
+        # A study without gaze has no durations or degrees to draw with either.
+        return torch.zeros(grid.size, dtype=dtype, device=gaze.device), torch.zeros(
+            (), dtype=torch.bool, device=gaze.device
+        )
     weights = _weights(gaze, settings, given)
     inside = gaze.inside(source_size)
     drawn = (gaze.usable if settings.outside and settings.edge != "reflect" else inside).nonzero().squeeze(1)
