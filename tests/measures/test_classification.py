@@ -195,6 +195,12 @@ def test_confidence_zero_and_one_fall_in_the_outer_bins() -> None:
     assert table.number.tolist() == [1, 0, 0, 1]
 
 
+def test_a_confidence_on_an_edge_falls_in_the_lower_bin() -> None:
+    labels = torch.tensor([[0.0], [1.0]])
+    table = classification.reliability(torch.tensor([[0.25], [0.75]]), labels, bins=4)
+    assert table.number.tolist() == [1, 0, 1, 0]
+
+
 # Multilabel, unknown targets
 
 

@@ -82,6 +82,7 @@ def test_perfect_constant_and_silent_cams() -> None:
     silent = torch.full((1, 8, 8), -1.0)
     assert localisation.energy_inside(silent, mask).isnan().item()
     assert localisation.iou(silent, mask).item() == 0
+    assert localisation.iou(torch.zeros(1, 8, 8), mask).item() == 0
 
 
 def test_gain_of_the_cam_does_not_matter() -> None:
