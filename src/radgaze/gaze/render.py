@@ -248,9 +248,8 @@ def _density(
     check_size(source_size, "a source image")
     if len(gaze) == 0:
         # A study without gaze has no durations or degrees to draw with either.
-        return torch.zeros(grid.size, dtype=dtype, device=gaze.device), torch.zeros(
-            (), dtype=torch.bool, device=gaze.device
-        )
+        nothing = torch.zeros(grid.size, dtype=dtype, device=gaze.device)
+        return nothing, nothing.any()
     weights = _weights(gaze, settings, given)
     inside = gaze.inside(source_size)
     drawn = (gaze.usable if settings.outside and settings.edge != "reflect" else inside).nonzero().squeeze(1)
