@@ -15,6 +15,8 @@ from PIL import Image
 
 from radgaze.cohort.phantom import egd_cxr
 from radgaze.cohort.phantom.anatomy import ANATOMIES, CLASSES
+from radgaze.cohort.phantom.images import Identity
+from radgaze.cohort.phantom.reader import Recording
 from radgaze.cohort.sources.egd_cxr import import_egd_cxr
 
 from .conftest import SIZE, STUDIES
@@ -131,6 +133,28 @@ def test_original_pixels_follow_from_the_screen(gaze: pl.DataFrame, master: list
         off = (rows["X_ORIGINAL"].to_numpy() < 0) | (rows["Y_ORIGINAL"].to_numpy() < 0)
         assert not (off & inside).any()
         assert inside.mean() > 0.85
+
+
+def test_gaze_off_any_edge_is_negative() -> None:
+    who = Identity(0, 0, 0, "Normal", "-".join(["01234567"] * 5), 10_000_001, 50_000_001, 30_000_001)
+    x = np.repeat([40.0, -10.0, 95.0, 40.0, 40.0], 12)
+    y = np.repeat([50.0, 50.0, 50.0, -10.0, 120.0], 12)
+    fixation = np.repeat([0, 1, 2, 3, 4], 12)
+    rows = np.arange(60)
+    nothing = np.zeros(60, bool)
+    starts, last = rows[::12] / 60, rows[11::12]
+    recording = Recording(
+        rows / 60, x, y, fixation, nothing, nothing + 3.0, starts, np.full(5, 11 / 60), x[::12], y[::12], last
+    )
+    table = egd_cxr._gaze(recording, who, SIZE, np.random.default_rng(0))
+    off_x, off_y = (table[f"{axis}_ORIGINAL"].to_numpy()[::12] < 0 for axis in "XY")
+    np.testing.assert_array_equal(off_x, [False, True, True, False, False])
+    np.testing.assert_array_equal(off_y, [False, False, False, True, True])
+    assert table["X_ORIGINAL"][0] == pytest.approx(40, abs=1)
+    assert table["Y_ORIGINAL"][0] == pytest.approx(50, abs=1)
+    # The first saccade went straight left.
+    assert table["SACCADE_DIR"][12] == pytest.approx(180)
+    assert table["SACCADE_MAG"][12] == pytest.approx(50 * 1080 / (SIZE[0] + 1), rel=0.02)
 
 
 def test_fixations_are_the_last_rows(folder: Path, gaze: pl.DataFrame) -> None:

@@ -59,6 +59,7 @@ def test_an_empty_folder_is_filled_and_a_full_one_refused(tmp_path: Path) -> Non
     out = tmp_path / "tree"
     out.mkdir()
     make(out)
+    assert not list(tmp_path.glob("*.partial"))
     before = digest(out)
     with pytest.raises(InputError, match="not empty"):
         make(out)

@@ -133,8 +133,9 @@ def expose(
         size: (height, width) in pixels, at least 32 each; the 400 x 333 mm field is fitted inside.
         difficulty: 0 (every disease is plain) to 1 (no disease shows: chance). Severity scales with 1 - difficulty, so
             excess heart size, lesion contrast and lesion extent shrink together; healthy heart sizes and lung markings
-            spread wider. For scale: logistic regression on 40 principal components of 48 x 40 pixels, 400 images to
-            learn from, reaches a macro AUC of 0.91, 0.87, 0.85, 0.80, 0.66, 0.54 at 0, 0.3, 0.5, 0.7, 0.85, 1.
+            spread wider. For scale (benchmarks/phantom.py): logistic regression on 40 principal components of 48 x 40
+            pixels, 400 images to learn from, reaches a macro AUC of 0.91, 0.87, 0.86, 0.81, 0.67, 0.54 at 0, 0.3, 0.5,
+            0.7, 0.85, 1.
 
     Raises:
         InputError: unknown label, difficulty outside [0, 1], or an image side below 32 pixels.

@@ -289,7 +289,7 @@ def breasts(frame: Frame, thorax: Thorax) -> Image:
     if patient.sex == "F":
         for side in SIDES:
             shape = Ellipse(
-                side * 82.0, thorax.domes[-1] - 18, 60 * patient.habitus, 54, side * 0.25, 30 * patient.habitus
+                side * 76.0, thorax.domes[-1] - 18, 56 * patient.habitus, 52, side * 0.25, 30 * patient.habitus
             )
             window, r2 = frame.ellipse(shape)
             extra[window] += shape.depth * np.clip(1 - r2, 0, None) ** 0.7

@@ -59,7 +59,7 @@ def make_phantom(
         layout: ``"egd-cxr"`` or ``"reflacx"``.
         seed: the same arguments give the same bytes.
         image_size: (height, width) in pixels. The field's radiographs are about (3056, 2544), which works but takes
-            some 6 s and 16 MB an image; the default keeps their shape at a third of the side.
+            some 5 s and 16 MB an image; the default keeps their shape at a third of the side.
         difficulty: 0 (plain disease) to 1 (none shows), see :func:`radgaze.cohort.phantom.expose`.
         image_format: ``"dcm"`` (12-bit DICOM, about a third of them MONOCHROME1) or ``"jpg"`` (8 bits, as
             MIMIC-CXR-JPG).
