@@ -14,7 +14,6 @@ import zipfile
 from pathlib import Path
 
 from quality import markdown, over_seeds, train_and_evaluate
-
 from radgaze.cohort import Cohort
 from radgaze.cohort.sources.tables import import_tables
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +30,8 @@ app = typer.Typer(
 import_app = typer.Typer(help="Import a data set into a cohort.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
 
+UsageError = typer.BadParameter.__mro__[2]  # click's ClickException, which newer typers carry inside themselves
+
 messages = Console(stderr=True)
 tables = Console()
 
@@ -50,16 +51,20 @@ Split = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of the split.")]
 
 
-@app.callback()
-def common(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    context.obj = {"debug": debug}
-    if version:
+def print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    """Options of every command; `guarded` reads --debug, because an error may come before parsing ends."""
 
 
 @import_app.command("egd-cxr", epilog="Example: radgaze import egd-cxr egd-cxr/1.0.0 --images mimic-cxr --out cohort")
@@ -512,11 +517,11 @@ def guarded(call: Callable[[], Any]) -> int:
     debug = "--debug" in sys.argv
     try:
         code = call()
-    except click.exceptions.Abort:
+    except typer.Abort:
         messages.print("Stopped.")
         return 130
-    except click.ClickException as error:
-        error.show()
+    except UsageError as error:
+        error.show()  # type: ignore[attr-defined]
         return 2
     except (RadgazeError, OSError) as error:
         if debug:

@@ -1,0 +1,114 @@
+"""The command line as a user meets it: exit codes, one-sentence errors, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import radgaze
+from radgaze import cli
+from radgaze.errors import InputError
+from tests.cohorts import write_tables
+
+
+@pytest.fixture
+def radgaze_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["radgaze", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return ended.value.code, out, err
+
+    return call
+
+
+def test_the_whole_job(radgaze_command: Any, tmp_path: Path) -> None:
+    tables = write_tables(tmp_path / "tables", studies=36)
+    cohort, run = tmp_path / "cohort", tmp_path / "run"
+    code, out, _ = radgaze_command(
+        "import", "tables", tables / "images.csv", "--gaze", tables / "gaze.csv", "--boxes", tables / "boxes.csv",
+        "--out", cohort, "--size", "48x32", "--workers", 1, "--quiet", "--json",
+    )  # fmt: skip
+    imported = json.loads(out)
+    assert code == 0
+    assert imported["studies"] == 36
+    assert imported["gaze points"] == 36 * 12
+    assert imported["masks"] == ["blob"]
+    assert sum(row["studies"] for row in imported["splits"]) == 36
+
+    code, out, _ = radgaze_command("info", cohort, "--check")
+    assert code == 0
+    assert "36 studies" in out
+
+    code, out, err = radgaze_command(
+        "train", "mt-unet", cohort, "--out", run, "--width", 2, "--epochs", 1, "--sigma", 6, "--batch-size", 8,
+        "--set", "clip=1.0", "--set", "augmentation.rotate=2", "--quiet", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["epochs"] == 1
+    settings = json.loads((run / "config.json").read_text())["run"]
+    assert (settings["clip"], settings["augmentation"]["rotate"], settings["model"]) == (1.0, 2, {"width": 2})
+
+    code, out, err = radgaze_command("evaluate", run, "--resamples", 20, "--quiet", "--json")
+    assert code == 0, err
+    assert Path(json.loads(out)["path"]).is_file()
+
+    again = tmp_path / "again"
+    code, _, err = radgaze_command("train", "mt-unet", cohort, "--config", run / "config.json", "--out", again, "-q")
+    assert code == 0, err
+    first, second = ((folder / "metrics.csv").read_text().split(",")[:-1] for folder in (run, again))
+    assert first[:-1] == second[:-1]  # all but the seconds
+
+    code, _, err = radgaze_command("train", "mt-unet", cohort, "--out", run)
+    assert code == 2
+    assert "--resume" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["info", "nowhere"], "nowhere"),
+        (["evaluate", "nowhere"], "not a run"),
+        (["import", "tables", "nowhere.csv", "--out", "x", "--size", "640"], "HEIGHTxWIDTH"),
+        (["import", "tables", "nowhere.csv", "--out", "x"], "nowhere.csv"),
+        (["train", "mt-unet", "nowhere", "--out", "x", "--set", "clip"], "KEY=VALUE"),
+        (["import", "reflacx", "nowhere", "--images", ".", "--out", "x", "--phases", "one"], "1,2,3"),
+        (["trian"], "trian"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: list[str], sentence: str, radgaze_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = radgaze_command(*arguments)
+    assert code == 2
+    assert sentence in err.replace("\n", " ")
+    assert "Traceback" not in out + err
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_every_command_has_help_with_an_example(radgaze_command: Any) -> None:
+    for command in ("phantom", "info", "split", "train", "evaluate", "demo"):
+        code, out, _ = radgaze_command(command, "--help")
+        assert code == 0
+        assert f"radgaze {command}" in out
+    for source in ("egd-cxr", "reflacx", "tables"):
+        code, out, _ = radgaze_command("import", source, "--help")
+        assert code == 0
+        assert f"radgaze import {source}" in out
+
+
+def test_version(radgaze_command: Any) -> None:
+    assert radgaze_command("--version")[1].strip() == radgaze.__version__
+
+
+def test_settings_below_a_value() -> None:
+    settings: dict[str, Any] = {"clip": 1}
+    with pytest.raises(InputError, match="not a group"):
+        cli.place(settings, "clip.norm", 2)
