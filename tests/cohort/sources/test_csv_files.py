@@ -30,10 +30,12 @@ def test_text_survives_a_byte_that_is_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_numbers(tmp_path: Path, line_end: str) -> None:
-    file = write(tmp_path / "a.csv", line_end.join(["x,words,y", "1,one,-2.5", ",two,3e2", "4,three,", ""]))
+    file = write(
+        tmp_path / "a.csv", line_end.join(["x,words,y", "1,one,-2.5", ",two,3e2", "4,three,", "NA,four,nan", ""])
+    )
     columns = read_numbers(file, ["y", "x"])
-    np.testing.assert_array_equal(columns["x"], [1, np.nan, 4])
-    np.testing.assert_array_equal(columns["y"], [-2.5, 300, np.nan])
+    np.testing.assert_array_equal(columns["x"], [1, np.nan, 4, np.nan])
+    np.testing.assert_array_equal(columns["y"], [-2.5, 300, np.nan, np.nan])
     assert columns["x"].dtype == np.float64
 
 
