@@ -99,7 +99,7 @@ class Session:
             order=tuple(order[turn:] + order[:turn]),
             pace=float(np.exp(habits.normal(0, 0.18))),
             offset=(float(tracker.normal(0, 0.25)), float(tracker.normal(0, 0.25))),
-            drift=(float(tracker.normal(0, 0.15)), float(tracker.normal(0, 0.15))),
+            drift=(float(tracker.normal(0, 0.02)), float(tracker.normal(0, 0.02))),
             blink_every=float(habits.uniform(3, 7)),
             pupil_mm=float(habits.uniform(2.8, 4.2)),
         )
