@@ -418,7 +418,8 @@ def _kld(p: _Density, q: _Density, scratch: _Scratch) -> Tensor:
 
 def _sim(p: _Density, q: _Density, scratch: _Scratch) -> Tensor:
     scaled = torch.mul(p.values, q.total / p.total, out=scratch(0, p.values))
-    return torch.minimum(scaled, q.values, out=scaled).sum(1) / q.total.squeeze(1)
+    overlap = torch.minimum(scaled, q.values, out=scaled).sum(1) / q.total.squeeze(1)
+    return overlap.clamp_max(1)  # rounding may lift equal maps a hair above one
 
 
 def _cc(p: Tensor, p_total: Tensor, q: Tensor, q_total: Tensor, scratch: _Scratch) -> Tensor:
@@ -444,8 +445,7 @@ def _auc_judd(p: Tensor, fixations: _Points, scratch: _Scratch) -> Tensor:
     # Each row ends in at least one +inf, a threshold that nothing reaches: the curve's start (0, 0).
     thresholds = fixations.rows(p[fixations.study, fixations.pixel], fill=torch.inf).sort(dim=1).values
     fixated = torch.bincount(fixations.study, minlength=fixations.studies)[:, None].double()
-    # Pixels below each threshold, of all and of the fixated ones: no other ranks are needed, so values alone are
-    # sorted.
+    # Of all pixels and of the fixated ones, how many lie below each threshold: no other ranks, so values alone are sorted.
     below = torch.searchsorted(_sorted(p, scratch(0, p)), thresholds)
     fixated_below = torch.searchsorted(thresholds, thresholds)
     hits = 1 - fixated_below / fixated
