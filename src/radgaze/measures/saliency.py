@@ -445,7 +445,7 @@ def _auc_judd(p: Tensor, fixations: _Points, scratch: _Scratch) -> Tensor:
     # Each row ends in at least one +inf, a threshold that nothing reaches: the curve's start (0, 0).
     thresholds = fixations.rows(p[fixations.study, fixations.pixel], fill=torch.inf).sort(dim=1).values
     fixated = torch.bincount(fixations.study, minlength=fixations.studies)[:, None].double()
-    # Of all pixels and of the fixated ones, how many lie below each threshold: no other ranks, so values alone are sorted.
+    # How many of all pixels, and of the fixated ones, lie below each threshold: so values are sorted, not indices.
     below = torch.searchsorted(_sorted(p, scratch(0, p)), thresholds)
     fixated_below = torch.searchsorted(thresholds, thresholds)
     hits = 1 - fixated_below / fixated
