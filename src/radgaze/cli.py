@@ -30,7 +30,7 @@ app = typer.Typer(
 import_app = typer.Typer(help="Import a data set into a cohort.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
 
-UsageError = typer.BadParameter.__mro__[2]  # click's ClickException, which newer typers carry inside themselves
+UsageError: Any = typer.BadParameter.__mro__[2]  # click's ClickException, which newer typers carry inside themselves
 
 messages = Console(stderr=True)
 tables = Console()
@@ -90,11 +90,11 @@ def import_egd_cxr_command(
         folder,
         images,
         out,
-        gaze=gaze,  # type: ignore[arg-type]
+        gaze=gaze,
         size=parse_size(size),
         fit=fit,
         canvas=parse_size(canvas) if canvas else None,
-        split=split,  # type: ignore[arg-type]
+        split=split,
         seed=seed,
         workers=workers,
         strict=strict,
@@ -127,12 +127,12 @@ def import_reflacx_command(
         folder,
         images,
         out,
-        gaze=gaze,  # type: ignore[arg-type]
+        gaze=gaze,
         phases=parse_integers(phases, "--phases"),
         size=parse_size(size),
         fit=fit,
         canvas=parse_size(canvas) if canvas else None,
-        split=split,  # type: ignore[arg-type]
+        split=split,
         seed=seed,
         workers=workers,
         strict=strict,
@@ -189,19 +189,21 @@ def phantom(
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     image_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the radiographs.")] = None,
     difficulty: Annotated[float, typer.Option(help="0 (disease is plain) to 1 (hardly visible).")] = 0.3,
+    image_format: Annotated[str, typer.Option(help="dcm (12-bit DICOM) or jpg (8 bits).")] = "dcm",
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a synthetic data set: chest X-rays, a reader's gaze, masks and boxes in a public layout."""
     from radgaze.cohort.phantom import make_phantom
 
-    size = {"image_size": parse_size(image_size)} if image_size else {}
+    size: dict[str, Any] = {"image_size": parse_size(image_size)} if image_size else {}
     make_phantom(
         folder,
         studies=studies,
         layout=layout,  # type: ignore[arg-type]
         seed=seed,
         difficulty=difficulty,
+        image_format=image_format,  # type: ignore[arg-type]
         workers=workers,
         progress=not quiet,
         **size,
@@ -234,7 +236,7 @@ def split(
     """Split a cohort anew into train, val and test."""
     from radgaze.cohort import resplit
 
-    print_cohort(resplit(folder, by=by, seed=seed), as_json)  # type: ignore[arg-type]
+    print_cohort(resplit(folder, by=by, seed=seed), as_json)
 
 
 @app.command(epilog="Example: radgaze train mt-unet cohort --out runs/first --epochs 60 --seed 1")
@@ -521,7 +523,7 @@ def guarded(call: Callable[[], Any]) -> int:
         messages.print("Stopped.")
         return 130
     except UsageError as error:
-        error.show()  # type: ignore[attr-defined]
+        error.show()
         return 2
     except (RadgazeError, OSError) as error:
         if debug:

@@ -110,7 +110,8 @@ class MTUNetObjective(nn.Module):
         super().__init__()
         if scheme not in get_args(Scheme):
             raise InputError(f"There is no learning scheme {scheme!r}: {nearest(scheme, get_args(Scheme))}")
-        self.scheme, self.half = scheme, half
+        self.scheme = scheme
+        self.saliency_factor = 0.5 if half else 1.0
         self.log_sigma_class = nn.Parameter(torch.zeros(()), requires_grad=scheme.startswith("uncertainty"))
         self.log_sigma_saliency = nn.Parameter(torch.zeros(()), requires_grad=scheme == "uncertainty")
 
@@ -139,9 +140,8 @@ class MTUNetObjective(nn.Module):
         """The scalar to minimise, from the mean of each term over a batch or a whole split."""
         if not self.scheme.startswith("uncertainty"):
             return torch.stack(list(means.values())).sum()
-        saliency_factor = 0.5 if self.half else 1.0
         return uncertainty_weighted(means["class"], self.log_sigma_class) + uncertainty_weighted(
-            means["saliency"], self.log_sigma_saliency, saliency_factor
+            means["saliency"], self.log_sigma_saliency, self.saliency_factor
         )
 
     def scalars(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError, RadgazeError
 from radgaze.training import Run, fit
+from radgaze.training.trainer import Trainer
 from tests.cohorts import blob_cohort
 
 SMALL: dict[str, Any] = {
@@ -103,14 +104,20 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert same_weights(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_rate_drop_restores_the_best_state(cohort: Cohort, tmp_path: Path) -> None:
-    """A wild rate spoils the network; when the rate drops, training goes on from the best epoch."""
-    settings = {**SMALL, "learning_rate": 0.5, "patience": 1}
-    run = fit(cohort, tmp_path / "run", epochs=9, **settings)
-    drops = [row for row in run.history if row["event"].startswith("rate dropped")]
-    assert drops
-    after = run.history[drops[0]["epoch"]]
-    assert after["lr"] == pytest.approx(0.05)
+def test_rate_drop_restores_the_best_state(cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation values are scripted: epoch 2 is the best, after epoch 4 the rate drops and epoch 2's state is back."""
+    script = iter([3.0, 2.0, 2.5, 2.6, 2.4])
+    validate = Trainer.validate
+    monkeypatch.setattr(Trainer, "validate", lambda self: {**validate(self), "val_loss": next(script)})
+    settings = {**SMALL, "patience": 1}
+    run = fit(cohort, tmp_path / "run", epochs=4, **settings)
+    state = json.loads((run.path / "state.json").read_text())
+    assert [row["event"] for row in run.history] == ["", "", "", "rate dropped, best restored"]
+    assert (state["last"], state["best"]) == ("epoch-0004", "epoch-0002")
+    last, best = (load_file(run.path / "state" / f"{state[which]}.safetensors") for which in ("last", "best"))
+    assert any(key.startswith("optimizer.") for key in last)
+    assert all(torch.equal(last[key], best[key]) for key in best)
+    assert fit(cohort, run.path, epochs=5, resume=True, **settings).history[4]["lr"] == pytest.approx(3e-4)
 
 
 def test_resume_of_a_finished_run_changes_nothing(cohort: Cohort, tmp_path: Path) -> None:

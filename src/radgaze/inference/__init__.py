@@ -1,6 +1,6 @@
 """What a trained run is used for: predicting and being measured."""
 
-from radgaze.inference.evaluate import evaluate
+from radgaze.inference.evaluation import evaluate
 from radgaze.inference.predict import predict_studies
 
 __all__ = ["evaluate", "predict_studies"]

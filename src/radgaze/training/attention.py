@@ -92,7 +92,8 @@ class AttentionTarget:
         Returns:
             ``(B, h, w)`` float32 in [0, 1], and ``(B,)`` bool: False where a study has no attention map (then zeros).
         """
-        size = tuple(size) if size else cohort.size
+        height, width = size or cohort.size
+        size = (height, width)
         if self.kind == "gaze":
             return self.gaze_maps(cohort, studies, motion, size)
         if self.kind == "mask":

@@ -22,17 +22,17 @@ class Augmentation(Strict):
     Flips are off by default: they swap the patient's left and right, and the heart is on the left.
     """
 
-    rotate: float = Field(5.0, ge=0, le=180)  # degrees, uniform in +-
-    translate: float = Field(0.04, ge=0, lt=1)  # fraction of height and width, uniform in +-
-    zoom: float = Field(0.06, ge=0, lt=1)  # relative, log-uniform in +-
+    rotate: float = Field(default=5.0, ge=0, le=180)  # degrees, uniform in +-
+    translate: float = Field(default=0.04, ge=0, lt=1)  # fraction of height and width, uniform in +-
+    zoom: float = Field(default=0.06, ge=0, lt=1)  # relative, log-uniform in +-
     flip: bool = False  # left-right, with probability 1/2
-    gamma: float = Field(0.15, ge=0, lt=1)  # exponent exp(uniform +-) on the image in [0, 1]
-    gain: float = Field(0.1, ge=0, lt=1)  # relative brightness, uniform in +-
+    gamma: float = Field(default=0.15, ge=0, lt=1)  # exponent exp(uniform +-) on the image in [0, 1]
+    gain: float = Field(default=0.1, ge=0, lt=1)  # relative brightness, uniform in +-
 
     @classmethod
     def none(cls) -> Augmentation:
         """No change at all, as the papers trained."""
-        return cls(rotate=0, translate=0, zoom=0, flip=False, gamma=0, gain=0)
+        return cls(rotate=0.0, translate=0.0, zoom=0.0, flip=False, gamma=0.0, gain=0.0)
 
     @property
     def moves(self) -> bool:
@@ -52,32 +52,32 @@ class RunConfig(Strict):
 
     attention: str = "gaze"  # gaze | mask:NAME | boxes | none
     preset: str = "mt-unet"  # how gaze is rendered, see radgaze.gaze.PRESETS
-    sigma: float | None = Field(None, gt=0)  # source pixels; None keeps the preset's
+    sigma: float | None = Field(default=None, gt=0)  # source pixels; None keeps the preset's
 
-    batch_size: int = Field(6, ge=1)
+    batch_size: int = Field(default=6, ge=1)
     optimizer: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    accumulate: int = Field(1, ge=1)  # batches whose gradients are added before a step
-    clip: float | None = Field(None, gt=0)  # greatest gradient norm
+    learning_rate: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    accumulate: int = Field(default=1, ge=1)  # batches whose gradients are added before a step
+    clip: float | None = Field(default=None, gt=0)  # greatest gradient norm
 
     schedule: Literal["plateau", "one-cycle"] = "plateau"
     monitor: Literal["val_loss", "val_auc_macro"] = "val_loss"  # what "best" means; always on the validation split
-    epochs: int = Field(1024, ge=1)
-    patience: int = Field(40, ge=0)  # plateau: epochs without improvement before the rate drops
-    factor: float = Field(0.1, gt=0, lt=1)
-    min_learning_rate: float = Field(1e-8, gt=0)
-    warmup: float = Field(0.25, ge=0, lt=1)  # one-cycle: share of the run in which the rate rises
-    time_budget: float | None = Field(None, gt=0)  # seconds of training over all sittings
+    epochs: int = Field(default=1024, ge=1)
+    patience: int = Field(default=40, ge=0)  # plateau: epochs without improvement before the rate drops
+    factor: float = Field(default=0.1, gt=0, lt=1)
+    min_learning_rate: float = Field(default=1e-8, gt=0)
+    warmup: float = Field(default=0.25, ge=0, lt=1)  # one-cycle: share of the run in which the rate rises
+    time_budget: float | None = Field(default=None, gt=0)  # seconds of training over all sittings
 
     augmentation: Augmentation = Augmentation()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int | Literal["auto"] = 1
-    nodes: int = Field(1, ge=1)
-    workers: int = Field(0, ge=0)  # loader processes; the memory map feeds a CPU step from none
-    seed: int = Field(0, ge=0, lt=2**31)
+    nodes: int = Field(default=1, ge=1)
+    workers: int = Field(default=0, ge=0)  # loader processes; the memory map feeds a CPU step from none
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> RunConfig:

@@ -177,7 +177,8 @@ class Learner(nn.Module):
 
     def __init__(self, network: nn.Module, objective: nn.Module, precision: str = "fp32") -> None:
         super().__init__()
-        self.network, self.objective, self.precision = network, objective, precision
+        self.network, self.precision = network, precision
+        self.objective: Any = objective  # a module that is also an Objective
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any], Output]:
         # autocast around the network alone: bf16 needs no loss scaling, and targets keep their digits
@@ -342,9 +343,9 @@ class Trainer:
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + torch.stack([term.values.detach().sum(), term.used.sum()])
             bar.advance()
-        row = {"train_loss": (self.fabric.all_reduce(total) / batches).item()}
+        row = {"train_loss": self.summed(total).item() / (batches * self.fabric.world_size)}
         for name, pair in sums.items():
-            value, count = self.fabric.all_reduce(pair, reduce_op="sum")
+            value, count = self.summed(pair)
             row[f"train_loss_{name}"] = (value / count.clamp(min=1)).item()
         return row
 
@@ -381,7 +382,7 @@ class Trainer:
                 assert batch.attention is not None
                 keep("cc", batch.positions, saliency.cc(output.saliency(), batch.attention).nan_to_num(0.0))
         # every row was filled by one process, so a sum over processes puts the split together exactly
-        columns = {name: self.fabric.all_reduce(values, reduce_op="sum").cpu() for name, values in columns.items()}
+        columns = {name: self.summed(values).cpu() for name, values in columns.items()}
 
         row: dict[str, float] = {}
         means = {}
@@ -396,6 +397,12 @@ class Trainer:
         if "logits" in columns and self.objective.needs_labels:
             row |= class_measures(columns["logits"], self.cohort.targets[self.cohort.indices("val")])
         return row
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        total = self.fabric.all_reduce(values, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     @contextmanager
     def bar(self) -> Iterator[EpochBar]:

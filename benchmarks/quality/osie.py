@@ -1,6 +1,6 @@
 """The saliency head alone on real fixations (OSIE: 500 natural images, 15 viewers; Xu et al. 2014, MIT licence).
 
-    python benchmarks/osie.py --data FOLDER --work FOLDER
+    python benchmarks/quality/osie.py --data FOLDER --work FOLDER
 
 FOLDER holds fixations.csv and stimuli/. Not radiology: it shows that rendering, training and measures work on real
 eye tracking. MT-UNet's saliency-only scheme is trained from scratch at 96x128 on 70 % of the images, selected on 15 %,
@@ -20,11 +20,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from quality import markdown, train_and_evaluate
+from common import markdown, train_and_evaluate
 from radgaze.cohort import Cohort
 from radgaze.cohort.sources.tables import import_tables
 from radgaze.gaze import fixation_map, render_batch
-from radgaze.inference.evaluate import FixationCounts, centre_map, mean_attention
+from radgaze.inference.evaluation import FixationCounts, centre_map, mean_attention
 from radgaze.inference.predict import predict_studies
 from radgaze.measures import saliency, statistics
 from radgaze.training import AttentionTarget, Run

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
 from radgaze.inference import evaluate
-from radgaze.inference.evaluate import FixationCounts, centre_map, fixations_of, mean_attention
+from radgaze.inference.evaluation import FixationCounts, centre_map, fixations_of, mean_attention
 from radgaze.training import AttentionTarget, Run, fit
 from tests.cohorts import blob_cohort
 

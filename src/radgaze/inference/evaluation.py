@@ -181,7 +181,12 @@ def measure(
     scores: list[Tensor] = []
     columns: dict[str, dict[str, list[Tensor]]] = {}
     batches = predict_studies(
-        network, cohort, studies, attention=attention, batch_size=batch_size, precision=auto_precision(run.config)
+        network,
+        cohort,
+        studies.tolist(),
+        attention=attention,
+        batch_size=batch_size,
+        precision=auto_precision(run.config),
     )
     count = math.ceil(len(studies) / batch_size)
     for batch, output in track(batches, description="evaluating", total=count, disable=not progress):
@@ -190,7 +195,7 @@ def measure(
         if attention is None or output.saliency_logits is None:
             continue
         assert batch.attention is not None
-        given: dict[str, Tensor] = {"target": batch.attention.cpu()}
+        given: dict[str, Any] = {"target": batch.attention.cpu()}
         if fixations is not None:
             rows = [int(study) for study in batch.studies]
             given["fixations"] = torch.stack([fixations.own(row) for row in rows])
@@ -199,7 +204,7 @@ def measure(
         maps = {"model": output.saliency_logits.float().cpu()}
         maps |= {name: fixed.log().expand_as(maps["model"]) for name, fixed in predictors.items()}
         for name, prediction in maps.items():
-            values = saliency.all_measures(prediction, **given, logits=True, splits=None)
+            values = saliency.all_measures(prediction, logits=True, splits=None, **given)
             for key, value in values.items():
                 # a study without attention has nothing to compare with
                 value = torch.where(batch.has_attention.cpu(), value, torch.nan)

@@ -1,6 +1,6 @@
 """MT-UNet against its two single-task controls on real paediatric chest X-rays (Kermany et al. 2018, CC BY 4.0).
 
-    python benchmarks/kermany.py --data FOLDER --work FOLDER
+    python benchmarks/quality/kermany.py --data FOLDER --work FOLDER
 
 FOLDER holds images.csv, images.zip and lung_masks.zip. The attention target is the lung mask: anatomy standing in for
 gaze. Three seeds of each learning scheme are trained at 112x112, selected on validation, evaluated on the test split
@@ -13,7 +13,7 @@ import argparse
 import zipfile
 from pathlib import Path
 
-from quality import markdown, over_seeds, train_and_evaluate
+from common import markdown, over_seeds, train_and_evaluate
 from radgaze.cohort import Cohort
 from radgaze.cohort.sources.tables import import_tables
 
