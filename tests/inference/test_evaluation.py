@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from radgaze.cohort import Cohort
+from radgaze.cohort import Cohort, resplit
 from radgaze.errors import InputError
 from radgaze.inference import evaluate
 from radgaze.inference.evaluation import FixationCounts, centre_map, fixations_of, mean_attention
@@ -91,6 +91,14 @@ def test_cohort_that_does_not_fit(run: Run, tmp_path: Path) -> None:
     two = blob_cohort(tmp_path, studies=12, classes=2)
     with pytest.raises(InputError, match="same classes in the same order"):
         evaluate(run, two)
+
+
+def test_cohort_split_anew_after_training_is_refused(tmp_path: Path) -> None:
+    cohort = blob_cohort(tmp_path)
+    run = fit(cohort, tmp_path / "run", epochs=1, **SMALL)
+    resplit(cohort.path, seed=1)
+    with pytest.raises(InputError, match="holds studies the run has learned from"):
+        evaluate(run)
 
 
 def test_unfinished_run(run: Run, tmp_path: Path) -> None:

@@ -162,8 +162,20 @@ class Run:
         return Checkpoint(self.path).load_state()
 
     def cohort(self, other: Cohort | Path | str | None = None) -> Cohort:
-        """The cohort this run was trained on, or another one, which must have the same classes and size."""
+        """The cohort this run was trained on, or another one.
+
+        Raises:
+            InputError: Other classes or size than the run's, or the run's cohort after it was split anew: its test
+                split would no longer be unseen.
+        """
         cohort = other if isinstance(other, Cohort) else Cohort.open(other or self.content["cohort"]["path"])
+        trained_on, given = self.content["cohort"]["checksums"], cohort.meta["checksums"]
+        same_images = trained_on["images.npy"] == given["images.npy"]
+        if same_images and trained_on["studies.parquet"] != given["studies.parquet"]:
+            raise InputError(
+                f"Cohort {cohort.name!r} was split anew after the run in {str(self.path)!r} was trained: its test "
+                "split holds studies the run has learned from, so restore the old split or train a new run."
+            )
         if list(cohort.classes) != self.classes and self.classes:
             raise InputError(
                 f"Cohort {cohort.name!r} has classes {list(cohort.classes)}, the run has {self.classes}; "

@@ -92,7 +92,7 @@ def fit(
                 "path": str(cohort.path),
                 "name": cohort.name,
                 "size": list(cohort.size),
-                "checksums": cohort.meta.get("checksums", {}),
+                "checksums": cohort.meta["checksums"],
             },
         }
         check_folder(out, content, resume)
@@ -287,15 +287,13 @@ class Trainer:
 
     def decide(self, value: float) -> str:
         state, config = self.state, self.config
+        if state.epoch >= config.epochs:
+            state.finished = "epochs"
         if config.schedule == "plateau":
             decision = state.plateau.step(value, config)
             if decision == "stop":
                 state.finished = "no improvement"
-                return "stopped: no improvement"
-            if decision == "drop":
-                return "rate dropped, best restored"
-        if state.epoch >= config.epochs:
-            state.finished = "epochs"
+            return {"wait": "", "stop": "stopped: no improvement", "drop": "rate dropped, best restored"}[decision]
         return ""
 
     def save(self, restore_best: bool) -> None:
