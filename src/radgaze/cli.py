@@ -44,6 +44,7 @@ Canvas = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")]
 Workers = Annotated[int | None, typer.Option(help="Processes; one per core by default.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a cohort that is already there.")]
 Strict = Annotated[bool, typer.Option(help="Stop at the first broken study instead of leaving it out by name.")]
 Split = Annotated[
     str, typer.Option(help="patient, source (as the data set says), or image (mimics the papers; leaks patients).")
@@ -73,6 +74,9 @@ def import_egd_cxr_command(
     images: Annotated[Path, typer.Option(help="Where the MIMIC-CXR images are (DICOM or JPEG), at any depth.")],
     out: Out,
     gaze: Annotated[str, typer.Option(help="samples (every raw sample, as in the papers) or fixations.")] = "samples",
+    name: Annotated[str, typer.Option(help="Name of the cohort in reports.")] = "EGD-CXR",
+    drop_invalid: Annotated[bool, typer.Option("--drop-invalid", help="Do not use points with FPOGV = 0.")] = False,
+    drop_blinks: Annotated[bool, typer.Option("--drop-blinks", help="Do not use points during blinks.")] = False,
     size: Size = "640x512",
     fit: Fit = "letterbox",
     canvas: Canvas = None,
@@ -80,6 +84,7 @@ def import_egd_cxr_command(
     seed: Seed = 0,
     workers: Workers = None,
     strict: Strict = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -90,7 +95,10 @@ def import_egd_cxr_command(
         folder,
         images,
         out,
+        name=name,
         gaze=gaze,
+        drop_invalid=drop_invalid,
+        drop_blinks=drop_blinks,
         size=parse_size(size),
         fit=fit,
         canvas=parse_size(canvas) if canvas else None,
@@ -98,6 +106,7 @@ def import_egd_cxr_command(
         seed=seed,
         workers=workers,
         strict=strict,
+        overwrite=overwrite,
         progress=not quiet,
     )
     print_cohort(cohort, as_json)
@@ -109,6 +118,7 @@ def import_reflacx_command(
     images: Annotated[Path, typer.Option(help="Where the MIMIC-CXR images are (DICOM or JPEG), at any depth.")],
     out: Out,
     gaze: Annotated[str, typer.Option(help="fixations, or samples (1,000 Hz, from gaze_data).")] = "fixations",
+    name: Annotated[str, typer.Option(help="Name of the cohort in reports.")] = "REFLACX",
     phases: Annotated[str, typer.Option(help="Which phases, e.g. 1,2,3.")] = "1,2,3",
     size: Size = "640x512",
     fit: Fit = "letterbox",
@@ -117,6 +127,7 @@ def import_reflacx_command(
     seed: Seed = 0,
     workers: Workers = None,
     strict: Strict = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -127,6 +138,7 @@ def import_reflacx_command(
         folder,
         images,
         out,
+        name=name,
         gaze=gaze,
         phases=parse_integers(phases, "--phases"),
         size=parse_size(size),
@@ -136,6 +148,7 @@ def import_reflacx_command(
         seed=seed,
         workers=workers,
         strict=strict,
+        overwrite=overwrite,
         progress=not quiet,
     )
     print_cohort(cohort, as_json)
@@ -147,6 +160,7 @@ def import_tables_command(
     out: Out,
     gaze: Annotated[Path | None, typer.Option(help="study_id, x, y[, t, duration, reader, valid]")] = None,
     boxes: Annotated[Path | None, typer.Option(help="study_id, name, xmin, ymin, xmax, ymax")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the cohort in reports; the folder's by default.")] = None,
     gaze_kind: Annotated[str | None, typer.Option(help="Whether the gaze table holds samples or fixations.")] = None,
     size: Size = "640x512",
     fit: Fit = "letterbox",
@@ -157,6 +171,7 @@ def import_tables_command(
     seed: Seed = 0,
     workers: Workers = None,
     strict: Strict = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -169,12 +184,14 @@ def import_tables_command(
         out,
         gaze=gaze,
         boxes=boxes,
+        name=name,
         size=parse_size(size),
         fit=fit,
         canvas=parse_size(canvas) if canvas else None,
         seed=seed,
         workers=workers,
         strict=strict,
+        overwrite=overwrite,
         progress=not quiet,
         **{key: value for key, value in optional.items() if value is not None},
     )

@@ -14,6 +14,7 @@ from radgaze.training import fit
 
 __all__ = ["run_demo"]
 
+NAME = "phantom (synthetic)"
 SOURCE_SIZE = (512, 428)  # a sixth of a 3056x2544 radiograph, to spare the disk
 SIZE = (160, 128)  # a quarter of the papers' 640x512
 PRESET_SIGMA, PRESET_HEIGHT = 75.5, 3056  # the papers' blur, and the height of the radiographs it was made for
@@ -37,7 +38,9 @@ def run_demo(
     if not tree.exists():
         make_phantom(tree, studies=studies, image_size=SOURCE_SIZE, seed=seed, progress=progress)
     if not cohort.exists():
-        import_egd_cxr(tree / "egd-cxr" / "1.0.0", tree / "mimic-cxr", cohort, size=SIZE, seed=seed, progress=progress)
+        import_egd_cxr(
+            tree / "egd-cxr" / "1.0.0", tree / "mimic-cxr", cohort, name=NAME, size=SIZE, seed=seed, progress=progress
+        )
     fit(
         cohort,
         run,

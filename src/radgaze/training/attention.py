@@ -70,7 +70,7 @@ class AttentionTarget:
     def describe(self, cohort: Cohort) -> str:
         """One line for tables and reports: the attention target is always named there."""
         if self.kind == "gaze":
-            sigma = f", sigma {self.sigma:g} px" if self.sigma else ""
+            sigma = f", sigma {self.sigma:.4g} px" if self.sigma else ""
             return f"reader's gaze ({cohort.gaze_kind}, preset {self.preset}{sigma})"
         if self.kind == "mask":
             return f"{self.name} mask (anatomy, not gaze)"

@@ -55,6 +55,7 @@ def import_egd_cxr(
     images: str | Path,
     out: str | Path,
     *,
+    name: str = "EGD-CXR",
     gaze: str = "samples",
     drop_invalid: bool = False,
     drop_blinks: bool = False,
@@ -82,6 +83,7 @@ def import_egd_cxr(
         out: folder to make.
         gaze: ``"samples"`` (``eye_gaze.csv``, about 60 Hz, ``t`` since the image appeared) or ``"fixations"``
             (``fixations.csv``, ``t`` the start and ``duration`` of each).
+        name: of the cohort, as reports will call it.
         drop_invalid: mark points invalid where the tracker does (FPOGV = 0).
         drop_blinks: mark points of a blink (BKID > 0) invalid.
         size, fit, canvas, split, fractions, seed, workers, strict, overwrite, progress: see
@@ -112,34 +114,34 @@ def import_egd_cxr(
     broken = BrokenStudies(strict)
     raws: list[RawStudy] = []
     for number, row in enumerate(sheet):
-        name = row["dicom_id"] or f"row {number + 1} of master_sheet.csv"
+        study = row["dicom_id"] or f"row {number + 1} of master_sheet.csv"
         try:
-            if name in repeated:
-                raise InputError(f"{name!r} has {names.count(name)} rows in master_sheet.csv; expected one")
+            if study in repeated:
+                raise InputError(f"{study!r} has {names.count(study)} rows in master_sheet.csv; expected one")
             label = _label(row)
             image = _find_image(files, row, counts)
-            if name in damaged_boxes:
-                raise damaged_boxes[name]
-            points = table.of(name)
+            if study in damaged_boxes:
+                raise damaged_boxes[study]
+            points = table.of(study)
             raws.append(
                 RawStudy(
-                    study_id=name,
+                    study_id=study,
                     patient_id=_patient(row),
                     image=image,
                     label=label,
-                    masks=_masks(folder / _MASK_FOLDER / name, counts),
+                    masks=_masks(folder / _MASK_FOLDER / study, counts),
                     gaze=None if points is None else _gaze(points, row, image, drop_invalid, drop_blinks),
-                    boxes=boxes.get(name, ()),
+                    boxes=boxes.get(study, ()),
                     attributes=attributes[number],
                 )
             )
         except InputError as error:
-            broken.leave_out(name, error)
+            broken.leave_out(study, error)
     counts["studies without gaze"] = sum(raw.gaze is None for raw in raws)
     return write_cohort(
         raws,
         Path(out),
-        name="EGD-CXR",
+        name=name,
         source=f"egd-cxr, {gaze} of {GAZE_FILES[gaze]}",
         size=size,
         fit=fit,

@@ -57,6 +57,7 @@ def import_reflacx(
     images: str | Path,
     out: str | Path,
     *,
+    name: str = "REFLACX",
     gaze: str = "fixations",
     phases: Sequence[int] = _PHASES,
     size: tuple[int, int] = (640, 512),
@@ -84,6 +85,7 @@ def import_reflacx(
             or .jpg.
         out: folder to make.
         gaze: ``"fixations"``, or ``"samples"`` at 1,000 Hz (points without the eye are invalid).
+        name: of the cohort, as reports will call it.
         phases: of the data set's three, those to import.
         split: ``"patient"``, ``"image"``, or ``"source"``: the data set's own train, validate and test, refused where
             a patient is on two sides.
@@ -129,7 +131,7 @@ def import_reflacx(
     return write_cohort(
         raws,
         Path(out),
-        name="REFLACX",
+        name=name,
         source=f"reflacx, {gaze}, phases {', '.join(map(str, phases))}",
         size=size,
         fit=fit,
