@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from radgaze.files import read_json
 from radgaze.inference import evaluate
 from radgaze.training import fit
 
-__all__ = ["interval", "markdown", "over_seeds", "train_and_evaluate"]
+__all__ = ["markdown", "over_seeds", "train_and_evaluate"]
 
 
 def train_and_evaluate(cohort: Cohort, run: Path, method: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -34,21 +33,17 @@ def lookup(report: dict[str, Any], path: Sequence[str]) -> Any:
 
 
 def over_seeds(reports: Sequence[dict[str, Any]], *path: str) -> str:
-    """Median over seeds with the range, ``"0.905 (0.901 to 0.909)"``; a dash where the scheme has no such figure."""
-    values = [value for report in reports if (value := lookup(report, path)) is not None]
-    if not values:
+    """Median over seeds (range over seeds) [95 % interval over patients in the median run]; a dash where absent."""
+    entries = [entry for report in reports if (entry := lookup(report, path)) is not None]
+    if not entries:
         return "–"
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def interval(report: dict[str, Any], *path: str) -> str:
-    """One run's figure with its 95 % bootstrap interval over patients."""
-    entry = lookup(report, path)
-    if entry is None:
-        return "–"
-    return f"{entry.get('value', entry.get('mean')):.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+    key = "value" if "value" in entries[0] else "mean"
+    middle = sorted(entries, key=lambda entry: entry[key])[(len(entries) - 1) // 2]
+    text = f"{middle[key]:.3f}"
+    if len(entries) > 1:
+        values = [entry[key] for entry in entries]
+        text += f" ({min(values):.3f}–{max(values):.3f})"
+    return f"{text} [{middle['low']:.3f}, {middle['high']:.3f}]"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,9 +13,13 @@ import argparse
 import zipfile
 from pathlib import Path
 
+import polars as pl
+import torch
+
 from common import markdown, over_seeds, train_and_evaluate
 from radgaze.cohort import Cohort
 from radgaze.cohort.sources.tables import import_tables
+from radgaze.measures import classification, statistics
 
 SCHEMES = ("uncertainty-class", "class-only", "saliency-only")
 SETTINGS = {
@@ -46,6 +50,30 @@ def prepare(data: Path, work: Path, size: int) -> Cohort:
     return import_tables(unpacked / "images.csv", cohort, name="kermany", size=(size, size), split="source")
 
 
+def run_folder(arguments: argparse.Namespace, scheme: str, seed: int) -> Path:
+    return arguments.work / "runs" / f"{scheme}-{arguments.size}-{arguments.epochs}ep-seed{seed}"
+
+
+def paired_difference(cohort: Cohort, first: list[Path], second: list[Path], measure: str) -> statistics.Difference:
+    """Mean over seeds of one measure, first runs minus second runs, on the same test studies."""
+    targets = torch.from_numpy(cohort.targets[cohort.indices("test")])
+    patients = cohort.studies["patient_id"][cohort.indices("test")].to_list()
+
+    def over_runs(folders: list[Path]) -> statistics.Statistic:
+        tables = [pl.read_csv(folder / "studies-test.csv") for folder in folders]
+        if measure == "auc_macro":
+            names = [f"probability_{name}" for name in cohort.classes]
+            scores = [torch.from_numpy(table.select(names).to_numpy()) for table in tables]
+            return lambda weights: torch.stack(
+                [classification.auc_macro(score, targets, weights) for score in scores]
+            ).mean(0)
+        values = torch.stack([torch.from_numpy(table[measure].to_numpy().copy()) for table in tables], 1)
+        mean = statistics.mean(values)
+        return lambda weights: mean(weights).mean(-1)
+
+    return statistics.paired_bootstrap(over_runs(first), over_runs(second), patients)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -59,22 +87,34 @@ def main() -> None:
     reports: dict[str, list[dict]] = {scheme: [] for scheme in SCHEMES}
     for seed in range(arguments.seeds):
         for scheme in SCHEMES:
-            run = arguments.work / "runs" / f"{scheme}-{arguments.size}-{arguments.epochs}ep-seed{seed}"
+            run = run_folder(arguments, scheme, seed)
             settings = {**SETTINGS, "objective": {"scheme": scheme}, "epochs": arguments.epochs, "seed": seed}
             reports[scheme].append(train_and_evaluate(cohort, run, "mt-unet", settings))
 
     rows = []
     for scheme, of_scheme in reports.items():
         row = [scheme]
-        row += [over_seeds(of_scheme, "classification", name, "value") for name in CLASS_MEASURES]
-        row += [over_seeds(of_scheme, "saliency", "model", name, "mean") for name in SALIENCY_MEASURES]
+        row += [over_seeds(of_scheme, "classification", name) for name in CLASS_MEASURES]
+        row += [over_seeds(of_scheme, "saliency", "model", name) for name in SALIENCY_MEASURES]
         rows.append(row)
     for baseline in ("mean map", "centre"):
         row = [f"{baseline} (no network)"] + ["–"] * len(CLASS_MEASURES)
         reference = reports["saliency-only"][:1]
-        row += [over_seeds(reference, "saliency", baseline, name, "mean") for name in SALIENCY_MEASURES]
+        row += [over_seeds(reference, "saliency", baseline, name) for name in SALIENCY_MEASURES]
         rows.append(row)
     print(markdown(["scheme", *CLASS_MEASURES, *SALIENCY_MEASURES], rows))
+    print()
+    for control, measure in (("class-only", "auc_macro"), ("saliency-only", "cc")):
+        folders = [
+            [run_folder(arguments, scheme, seed) for seed in range(arguments.seeds)]
+            for scheme in ("uncertainty-class", control)
+        ]
+        difference = paired_difference(cohort, *folders, measure)
+        print(
+            f"{measure}, uncertainty-class minus {control}, mean of {arguments.seeds} seeds: "
+            f"{float(difference.value):+.4f} [{float(difference.low):+.4f}, {float(difference.high):+.4f}], "
+            f"p = {float(difference.p_value):.3f} (paired bootstrap over patients)"
+        )
 
 
 if __name__ == "__main__":
