@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def fit(
     attention = AttentionTarget(config.attention, config.preset, config.sigma)
     check_trainable(cohort, config, objective, attention)
     network_settings = network_config(config, cohort, with_classes=objective.needs_labels)
-    with folder_lock(out, "training in"):
+    # of several processes the first owns the folder; the others only compute
+    with folder_lock(out, "training in") if is_first_process() else nullcontext():
         content = {
             "radgaze": 1,
             "run": config.dump(),
@@ -100,10 +102,20 @@ def fit(
         network = build(network_settings)
         content["network"] = network.config
         content["parameters"] = parameters(network)
-        write_json(out / "config.json", content)
-        write_json(out / "environment.json", environment())
-        Trainer(cohort, out, config, network, objective, attention, progress).run()
+        fabric = make_fabric(config)  # starts the other processes, which come here by themselves
+        if fabric.is_global_zero:
+            write_json(out / "config.json", content)
+            write_json(out / "environment.json", environment())
+        Trainer(cohort, out, config, network, objective, attention, fabric, progress).run()
     return Run.open(out)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process or rank 0 of several (torchrun, SLURM, or Lightning's own launcher)."""
+    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if variable in os.environ:
+            return os.environ[variable] == "0"
+    return True
 
 
 def make_objective(config: RunConfig) -> Any:
@@ -199,13 +211,14 @@ class Trainer:
         network: nn.Module,
         objective: Any,
         attention: AttentionTarget,
+        fabric: Fabric,
         progress: bool,
     ) -> None:
         self.cohort, self.out, self.config, self.objective = cohort, out, config, objective
         self.checkpoint = Checkpoint(out)
         self.state = TrainingState()
         self.precision = auto_precision(config)
-        self.fabric = make_fabric(config)
+        self.fabric = fabric
         self.progress = progress and self.fabric.is_global_zero
 
         self.learner = Learner(network, objective, self.precision)
@@ -254,6 +267,7 @@ class Trainer:
                             board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
         if self.fabric.is_global_zero:
             self.publish()
+        self.fabric.barrier()  # nobody opens the run before it is whole
 
     def epoch(self, bar: EpochBar) -> dict[str, Any]:
         """Train one epoch, validate, decide, and write everything down."""
@@ -461,7 +475,7 @@ def make_fabric(config: RunConfig) -> Fabric:
         logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
         fabric = Fabric(
             accelerator=config.accelerator,
-            devices=config.devices if config.accelerator != "auto" or torch.cuda.is_available() else 1,
+            devices=config.devices,
             num_nodes=config.nodes,
             # single-task schemes leave a head unused
             strategy=DDPStrategy(find_unused_parameters=True) if several else "auto",
