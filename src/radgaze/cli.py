@@ -297,6 +297,7 @@ def train(
 ) -> None:
     """Train a method on a cohort; the best epoch on the validation split is kept."""
     from radgaze.training import Augmentation, fit
+    from radgaze.training.trainer import is_first_process
 
     settings = read_settings(config)
     for pair in setting or []:
@@ -325,6 +326,8 @@ def train(
     if not augment:
         settings["augmentation"] = Augmentation.none().model_dump()
     run = fit(cohort, out, method, resume=resume, progress=not quiet, **settings)
+    if not is_first_process():
+        return
     state = run.state
     best = next(row for row in state.history if row["epoch"] == state.best_epoch)
     result = {
