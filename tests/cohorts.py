@@ -48,6 +48,23 @@ def write_tables(folder: Path, studies: int = 24, classes: int = 3, gaze: bool =
     return folder
 
 
+def multilabel_cohort(folder: Path, studies: int = 24) -> Cohort:
+    """The same images with three labels each: one unknown now and then, one present in the very first study alone."""
+    tables = write_tables(folder / "tables", studies)
+    with (tables / "images.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    for index, row in enumerate(rows):
+        place = int(row[3].removeprefix("class"))
+        row[3:4] = ["" if index % 7 == 3 else int(place == 0), int(place != 1), int(index == 0)]
+    header[3:4] = ["label_top", "label_not_middle", "label_rare"]
+    with (tables / "images.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    fractions = (0.5, 0.25, 0.25)
+    return import_tables(
+        tables / "images.csv", folder / "cohort", size=(48, 32), workers=1, progress=False, fractions=fractions
+    )
+
+
 def blob_cohort(folder: Path, studies: int = 24, classes: int = 3, gaze: bool = True) -> Cohort:
     tables = write_tables(folder / "tables", studies, classes, gaze)
     return import_tables(

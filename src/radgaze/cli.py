@@ -341,11 +341,11 @@ def train(
         print_json(result)
         return
     table = Table(
-        "best epoch", *(key for key in best if key.startswith("val_")), title=f"{method}: {run.content['attention']}"
+        "validation", f"best epoch, {state.best_epoch} of {state.epoch}", title=f"{method}: {run.content['attention']}"
     )
-    table.add_row(
-        f"{state.best_epoch} of {state.epoch}", *(f"{v:.4f}" for k, v in best.items() if k.startswith("val_"))
-    )
+    for key, value in best.items():
+        if key.startswith("val_"):
+            table.add_row(key.removeprefix("val_").replace("_", " "), f"{value:.4f}")
     tables.print(table)
     tables.print(f"Ended: {state.finished}. Next: radgaze evaluate {out}")
 

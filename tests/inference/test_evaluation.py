@@ -15,7 +15,7 @@ from radgaze.errors import InputError
 from radgaze.inference import evaluate
 from radgaze.inference.evaluation import FixationCounts, centre_map, fixations_of, mean_attention
 from radgaze.training import AttentionTarget, Run, fit
-from tests.cohorts import blob_cohort
+from tests.cohorts import blob_cohort, multilabel_cohort
 
 SMALL: dict[str, Any] = {
     "model": {"width": 4},
@@ -99,6 +99,21 @@ def test_cohort_split_anew_after_training_is_refused(tmp_path: Path) -> None:
     resplit(cohort.path, seed=1)
     with pytest.raises(InputError, match="holds studies the run has learned from"):
         evaluate(run)
+
+
+def test_multilabel_with_unknown_and_absent_labels(tmp_path: Path) -> None:
+    cohort = multilabel_cohort(tmp_path)
+    run = fit(cohort, tmp_path / "run", epochs=2, **{**SMALL, "attention": "mask:blob"})
+    assert 0 <= run.history[0]["val_auc_macro"] <= 1  # over the labels that occur there
+    report = evaluate(run, resamples=50, progress=False)
+    per_label = {name: entry["value"] for name, entry in report["classification"]["auc"].items()}
+    assert per_label["rare"] is None
+    assert per_label["top"] is not None
+    assert report["classification"]["auc_macro"]["value"] is None  # a mean over fewer labels is another measure
+    assert "confusion" not in report["classification"]
+    table = pl.read_csv(run.path / "studies-test.csv")
+    known = np.array([study.labels["not_middle"] for study in cohort if study.split == "test"])
+    assert per_label["not_middle"] == pytest.approx(roc_auc_score(known, table["probability_not_middle"].to_numpy()))
 
 
 def test_unfinished_run(run: Run, tmp_path: Path) -> None:

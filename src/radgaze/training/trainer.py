@@ -279,10 +279,11 @@ class Trainer:
         row: dict[str, Any] = {"epoch": state.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **train, **val}
         row |= self.objective.scalars()
 
-        value = row["val_loss"] if config.monitor == "val_loss" else -row[config.monitor]
+        monitored = row.get(config.monitor, math.nan)
+        value = monitored if config.monitor == "val_loss" else -monitored
         if not math.isfinite(value):
             raise RadgazeError(
-                f"{config.monitor} is {row[config.monitor]} in epoch {state.epoch + 1}; the state before it is kept, "
+                f"{config.monitor} is {monitored} in epoch {state.epoch + 1}; the state before it is kept, "
                 "so lower the learning rate and start again, or check the validation split."
             )
         state.epoch += 1
@@ -458,14 +459,14 @@ class EpochBar:
 
 
 def class_measures(logits: Tensor, targets: NDArray[Any]) -> dict[str, float]:
+    """Macro AUC over the classes that have positives and negatives here (rare labels may not), and accuracy."""
     labels = torch.from_numpy(targets)
-    if labels.ndim == 1:
-        scores = logits.softmax(1)
-        return {
-            "val_auc_macro": float(classification.auc_macro(scores, labels)),
-            "val_accuracy": float(classification.accuracy(scores, labels)),
-        }
-    return {"val_auc_macro": float(classification.auc_macro(logits.sigmoid(), labels))}
+    scores = logits.softmax(1) if labels.ndim == 1 else logits.sigmoid()
+    of_class = classification.auc(scores, labels)
+    row = {"val_accuracy": float(classification.accuracy(scores, labels))}
+    if not of_class.isnan().all():
+        row["val_auc_macro"] = of_class.nanmean().item()
+    return row
 
 
 def make_fabric(config: RunConfig) -> Fabric:
