@@ -1,0 +1,105 @@
+"""The distinct kernels of a layer: the fewest that stand for all the others.
+
+    K_τ = size of the smallest set such that every live kernel lies within τ of a member,      KRM = 1 - K_τ / K
+
+This definition is this project's own (the full text of arXiv 2212.00272 was not available to it). The smallest set is
+NP-hard to find; this is the greedy cover, at most 1 + ln K times larger: again and again the kernel that stands for
+most of the kernels not yet stood for.
+
+The result is the same for any order of the kernels: among kernels that gain the same, the one with the least summed
+difference from all others is taken, and kernels that look the same (difference below ``SAME``) count as one, so that a
+duplicate can change neither choice nor size. The lowest index decides only between kernels that nothing tells apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from radgaze.errors import InputError
+
+__all__ = ["SAME", "Cover", "check_threshold", "distinct_kernels"]
+
+SAME = 1e-4
+"""Differences up to here are rounding: two such kernels show the same image."""
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Which kernels are kept and which kept kernel stands for each.
+
+    Attributes:
+        kernels: (K_τ,) int64 indices of the distinct kernels, ascending.
+        stands_for: (K,) int64, for each kernel the distinct kernel nearest to it, itself if distinct; -1 if dead.
+    """
+
+    kernels: NDArray[np.int64]
+    stands_for: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.kernels)
+
+
+def distinct_kernels(difference: ArrayLike, tau: float, dead: ArrayLike | None = None) -> Cover:
+    """The distinct kernels at threshold ``tau``.
+
+    Args:
+        difference: (K, K) symmetric, zero diagonal, finite and not negative.
+        tau: in (0, 1); two kernels at most this far apart may stand for each other.
+        dead: (K,) bool; kernels perceived as nothing, which nobody stands for. None: all live.
+
+    Raises:
+        InputError: for a ``tau`` outside (0, 1), or a matrix that is no such difference.
+    """
+    check_threshold("tau", tau)
+    values = np.asarray(difference, dtype=np.float64)
+    if values.ndim != 2 or values.shape[0] != values.shape[1]:
+        raise InputError(f"difference has shape {values.shape}, expected (K, K): one row and column per kernel")
+    if not np.isfinite(values).all() or (values < 0).any() or values.diagonal().any() or not (values == values.T).all():
+        raise InputError(
+            "difference is not a finite symmetric matrix with zero diagonal and no negative value: mend it"
+        )
+    live = np.ones(len(values), bool) if dead is None else ~np.asarray(dead, dtype=bool)
+    if live.shape != (len(values),):
+        raise InputError(f"dead has shape {live.shape}, expected ({len(values)},): one value per kernel")
+
+    unlike = _first_of_its_look(values, np.flatnonzero(live))
+    among = values[np.ix_(unlike, unlike)]
+    central_first = np.argsort(among.sum(1), kind="stable")
+    kept = np.sort(unlike[central_first[_greedy_cover(among[np.ix_(central_first, central_first)] <= tau)]])
+
+    stands_for = np.full(len(values), -1, np.int64)
+    if len(kept):
+        stands_for[live] = kept[values[np.ix_(live, kept)].argmin(1)]
+        stands_for[kept] = kept
+    return Cover(kept, stands_for)
+
+
+def check_threshold(name: str, tau: float) -> None:
+    if not 0 < tau < 1:
+        raise InputError(f"{name} is {tau!r}, expected a difference between 0 and 1, both excluded: try 0.5")
+
+
+def _first_of_its_look(values: NDArray[np.float64], live: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The live kernels without those that look the same as an earlier one."""
+    earlier_twin = np.tril(values[np.ix_(live, live)] <= SAME, -1).any(1)
+    return live[~earlier_twin]
+
+
+def _greedy_cover(near: NDArray[np.bool_]) -> list[int]:
+    """Rows of the symmetric ``near`` that cover all columns; of equal gains the first row."""
+    gains = near.sum(1)
+    uncovered = np.ones(len(near), bool)
+    chosen: list[int] = []
+    while uncovered.any():
+        best = int(gains.argmax())
+        if gains[best] == 1:  # whatever is left is near nothing else that is left: each stands for itself
+            chosen.extend(np.flatnonzero(uncovered).tolist())
+            break
+        chosen.append(best)
+        newly = np.flatnonzero(near[best] & uncovered)
+        uncovered[newly] = False
+        gains -= near[newly].sum(0)
+    return chosen
