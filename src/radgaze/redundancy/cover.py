@@ -46,7 +46,7 @@ def distinct_kernels(difference: ArrayLike, tau: float, dead: ArrayLike | None =
     """The distinct kernels at threshold ``tau``.
 
     Args:
-        difference: (K, K) symmetric, zero diagonal, finite and not negative.
+        difference: (K, K) symmetric, zero diagonal, finite and not negative, all up to ``SAME``.
         tau: in (0, 1); two kernels at most this far apart may stand for each other.
         dead: (K,) bool; kernels perceived as nothing, which nobody stands for. None: all live.
 
@@ -57,10 +57,15 @@ def distinct_kernels(difference: ArrayLike, tau: float, dead: ArrayLike | None =
     values = np.asarray(difference, dtype=np.float64)
     if values.ndim != 2 or values.shape[0] != values.shape[1]:
         raise InputError(f"difference has shape {values.shape}, expected (K, K): one row and column per kernel")
-    if not np.isfinite(values).all() or (values < 0).any() or values.diagonal().any() or not (values == values.T).all():
-        raise InputError(
-            "difference is not a finite symmetric matrix with zero diagonal and no negative value: mend it"
-        )
+    if (
+        not np.isfinite(values).all()
+        or values.min(initial=0) < -SAME
+        or np.abs(values.diagonal()).max(initial=0) > SAME
+    ):
+        raise InputError("difference has NaN, infinite or negative values or a diagonal that is not zero: mend it")
+    if np.abs(values - values.T).max(initial=0) > SAME:
+        raise InputError("difference is not symmetric, expected the same value for (i, j) and (j, i): mend it")
+    values = (values + values.T) / 2
     live = np.ones(len(values), bool) if dead is None else ~np.asarray(dead, dtype=bool)
     if live.shape != (len(values),):
         raise InputError(f"dead has shape {live.shape}, expected ({len(values)},): one value per kernel")

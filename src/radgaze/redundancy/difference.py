@@ -160,7 +160,8 @@ def _rmse(maps: Tensor) -> Tensor:
 
 
 def _as_difference(values: Tensor) -> Tensor:
-    return values.clamp_min_(0).fill_diagonal_(0)  # rounding leaves hairs
+    values = (values + values.T) / 2  # rounding leaves hairs: here, below zero and on the diagonal
+    return values.clamp_min_(0).fill_diagonal_(0)
 
 
 # All-pairs MSSIM -----------------------------------------------------------------------------------------------------
