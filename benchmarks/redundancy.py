@@ -24,7 +24,7 @@ from radgaze.redundancy.capture import read_chains, watch
 from radgaze.redundancy.cover import distinct_kernels
 
 IMAGE = 224
-SMALLEST = 11  # scikit-image needs a window's width; smaller maps are timed at this size, which flatters neither
+SMALLEST = 11  # scikit-image takes no map below the window's width; smaller maps are timed at this size
 
 
 def pair_by_scikit_image(a: Tensor, b: Tensor) -> float:
@@ -56,12 +56,13 @@ def main() -> None:
         chains = read_chains(model, image, convs, "activation")
         watch(model, image, convs, chains, look)
 
+    def compare(name: str, output: Tensor) -> None:
+        similarities[name] = mssim(perceived(output[0]))
+
     def ours() -> None:
         with torch.no_grad():
             chains = read_chains(model, image, convs, "activation")
-            watch(
-                model, image, convs, chains, lambda name, out: similarities.__setitem__(name, mssim(perceived(out[0])))
-            )
+            watch(model, image, convs, chains, compare)
 
     pairs_of_size: dict[tuple[int, int], int] = defaultdict(int)
     for kernels, height, width in shapes.values():
@@ -89,12 +90,12 @@ def main() -> None:
     pairs = sum(pairs_of_size.values())
     print(f"all-pairs MSSIM of {len(convs)} convolutions of ResNet50, one {IMAGE} px image, {pairs:,} pairs of kernels")
     print(
-        f"  scikit-image  {min(reference):8.0f} to {max(reference):.0f} s  EXTRAPOLATED from {given.pairs} pairs a size"
+        f"  scikit-image  {min(reference):8.0f} to {max(reference):.0f} s  EXTRAPOLATED from {given.pairs} pairs each"
     )
     print(f"  radgaze       {min(fast):8.2f} to {max(fast):.2f} s  two forward passes included")
     print(f"  ratio         {middle:8.0f}x ({least:.0f} to {most:.0f})")
     print(
-        f"  memory        {peak_memory() - before:8.0f} MiB more at the peak, of which results {results(similarities):.0f}"
+        f"  memory        {peak_memory() - before:8.0f} MiB more at the peak, {results(similarities):.0f} of them results"
     )
 
     start = time.perf_counter()

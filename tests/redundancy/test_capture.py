@@ -32,9 +32,10 @@ class Written(nn.Module):
         return self.written(self, x)
 
 
-def taken(
-    model: nn.Module, image: Tensor = IMAGE, after: After = "activation"
-) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+Taken = dict[str, tuple[tuple[str, ...], Tensor]]
+
+
+def taken(model: nn.Module, image: Tensor = IMAGE, after: After = "activation") -> Taken:
     model.eval()
     convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     values: dict[str, Tensor] = {}

@@ -57,11 +57,8 @@ def distinct_kernels(difference: ArrayLike, tau: float, dead: ArrayLike | None =
     values = np.asarray(difference, dtype=np.float64)
     if values.ndim != 2 or values.shape[0] != values.shape[1]:
         raise InputError(f"difference has shape {values.shape}, expected (K, K): one row and column per kernel")
-    if (
-        not np.isfinite(values).all()
-        or values.min(initial=0) < -SAME
-        or np.abs(values.diagonal()).max(initial=0) > SAME
-    ):
+    diagonal = values.diagonal()
+    if not np.isfinite(values).all() or values.min(initial=0) < -SAME or np.abs(diagonal).max(initial=0) > SAME:
         raise InputError("difference has NaN, infinite or negative values or a diagonal that is not zero: mend it")
     if np.abs(values - values.T).max(initial=0) > SAME:
         raise InputError("difference is not symmetric, expected the same value for (i, j) and (j, i): mend it")
