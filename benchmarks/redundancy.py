@@ -95,7 +95,7 @@ def main() -> None:
     print(f"  radgaze       {min(fast):8.2f} to {max(fast):.2f} s  two forward passes included")
     print(f"  ratio         {middle:8.0f}x ({least:.0f} to {most:.0f})")
     print(
-        f"  memory        {peak_memory() - before:8.0f} MiB more at the peak, {results(similarities):.0f} of them results"
+        f"  memory        {peak_memory() - before:8.0f} MiB more at peak, {results(similarities):.0f} of them results"
     )
 
     start = time.perf_counter()

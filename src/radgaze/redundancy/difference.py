@@ -22,7 +22,9 @@ The window is separable, so the filter is G_y · X · G_xᵀ with two banded mat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -184,19 +186,42 @@ def _mssim(maps: Tensor) -> Tensor:
     for factor in (centred, mean, luminance):
         factor.mul_(math.sqrt(2))  # so that a product of two brings the numerators' 2
 
-    scratch = _Scratch(maps)
     similarity = maps.new_zeros(kernels, kernels)
-    for top in range(0, kernels, rows):
+    own = threading.local()
+
+    def strip(top: int) -> None:
+        if not hasattr(own, "scratch"):
+            own.scratch = _Scratch(maps)
+        a = slice(top, min(top + rows, kernels))
         for left in range(top, kernels, columns):
-            a, b = slice(top, min(top + rows, kernels)), slice(left, min(left + columns, kernels))
-            block = _filtered(_pairs(torch.mul, centred, a, b, scratch), down, across, scratch)
-            block.sub_(_pairs(torch.mul, mean, a, b, scratch)).add_(C2)
-            block.mul_(_pairs(torch.mul, luminance, a, b, scratch).add_(C1))
-            block.div_(_pairs(torch.add, luminance_power, a, b, scratch))
-            block.div_(_pairs(torch.add, contrast_power, a, b, scratch))
+            b = slice(left, min(left + columns, kernels))
+            block = _filtered(_pairs(torch.mul, centred, a, b, own.scratch), down, across, own.scratch)
+            block.sub_(_pairs(torch.mul, mean, a, b, own.scratch)).add_(C2)
+            block.mul_(_pairs(torch.mul, luminance, a, b, own.scratch).add_(C1))
+            block.div_(_pairs(torch.add, luminance_power, a, b, own.scratch))
+            block.div_(_pairs(torch.add, contrast_power, a, b, own.scratch))
             similarity[a, b] = block.mean((0, 1))
+
+    _each(strip, range(0, kernels, rows), on_cpu)
     similarity = similarity.triu(1)
     return (similarity + similarity.T).fill_diagonal_(1)
+
+
+def _each(strip: Callable[[int], None], tops: Sequence[int], on_cpu: bool) -> None:
+    """Run the strips, each on one core: threads that meet after every operation wait for the slowest, again and again.
+
+    On two cores with other work on them, that made one torch operation after another some 10 times slower than this.
+    """
+    threads = torch.get_num_threads() if on_cpu else 1
+    if threads == 1 or len(tops) == 1:
+        for top in tops:
+            strip(top)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(strip, tops))
+    finally:
+        torch.set_num_threads(threads)  # part of the setting is the process's
 
 
 def _pairs(operation: Callable[..., Tensor], maps: Tensor, a: slice, b: slice, scratch: _Scratch) -> Tensor:
