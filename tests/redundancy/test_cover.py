@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from radgaze.errors import InputError
-from radgaze.redundancy.cover import Cover, distinct_kernels
+from radgaze.redundancy.cover import Cover, count_distinct, distinct_kernels
 
 
 def distances(kernels: int, seed: int = 0, dimensions: int = 3) -> NDArray[np.float64]:
@@ -105,3 +105,11 @@ def test_what_is_no_difference_is_refused(values: NDArray[np.float64]) -> None:
 def test_dead_of_another_length_is_refused() -> None:
     with pytest.raises(InputError, match="one value per kernel"):
         distinct_kernels(np.zeros((2, 2)), 0.5, dead=[True])
+
+
+def test_counts_at_many_thresholds() -> None:
+    values, dead = distances(30), np.arange(30) % 7 == 0
+    counts = count_distinct(values, [0.6, 0.2, 0.4], dead)
+    assert list(counts.items()) == [(tau, len(distinct_kernels(values, tau, dead))) for tau in (0.2, 0.4, 0.6)]
+    with pytest.raises(InputError, match="between 0 and 1"):
+        count_distinct(values, [0.5, 1.0])

@@ -13,6 +13,7 @@ duplicate can change neither choice nor size. The lowest index decides only betw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from radgaze.errors import InputError
 
-__all__ = ["SAME", "Cover", "check_threshold", "distinct_kernels"]
+__all__ = ["SAME", "Cover", "check_threshold", "count_distinct", "distinct_kernels"]
 
 SAME = 1e-4
 """Differences up to here are rounding: two such kernels show the same image."""
@@ -54,6 +55,36 @@ def distinct_kernels(difference: ArrayLike, tau: float, dead: ArrayLike | None =
         InputError: for a ``tau`` outside (0, 1), or a matrix that is no such difference.
     """
     check_threshold("tau", tau)
+    values, live = _checked(difference, dead)
+    candidates, among = _candidates(values, live)
+    kept = np.sort(candidates[_greedy_cover(among <= tau)])
+
+    stands_for = np.full(len(values), -1, np.int64)
+    if len(kept):
+        stands_for[live] = kept[values[np.ix_(live, kept)].argmin(1)]
+        stands_for[kept] = kept
+    return Cover(kept, stands_for)
+
+
+def count_distinct(difference: ArrayLike, taus: Sequence[float], dead: ArrayLike | None = None) -> dict[float, int]:
+    """{τ: K_τ}, ascending in τ: the sizes of :func:`distinct_kernels` at many thresholds, for little more than one.
+
+    Raises:
+        InputError: as :func:`distinct_kernels`.
+    """
+    for tau in taus:
+        check_threshold("a value in taus", tau)
+    _, among = _candidates(*_checked(difference, dead))
+    return {tau: len(_greedy_cover(among <= tau)) for tau in sorted(taus)}
+
+
+def check_threshold(name: str, tau: float) -> None:
+    if not 0 < tau < 1:
+        raise InputError(f"{name} is {tau!r}, expected a difference between 0 and 1, both excluded: try 0.5")
+
+
+def _checked(difference: ArrayLike, dead: ArrayLike | None) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The difference, symmetric to the last bit, and which kernels are live."""
     values = np.asarray(difference, dtype=np.float64)
     if values.ndim != 2 or values.shape[0] != values.shape[1]:
         raise InputError(f"difference has shape {values.shape}, expected (K, K): one row and column per kernel")
@@ -66,28 +97,17 @@ def distinct_kernels(difference: ArrayLike, tau: float, dead: ArrayLike | None =
     live = np.ones(len(values), bool) if dead is None else ~np.asarray(dead, dtype=bool)
     if live.shape != (len(values),):
         raise InputError(f"dead has shape {live.shape}, expected ({len(values)},): one value per kernel")
-
-    unlike = _first_of_its_look(values, np.flatnonzero(live))
-    among = values[np.ix_(unlike, unlike)]
-    central_first = np.argsort(among.sum(1), kind="stable")
-    kept = np.sort(unlike[central_first[_greedy_cover(among[np.ix_(central_first, central_first)] <= tau)]])
-
-    stands_for = np.full(len(values), -1, np.int64)
-    if len(kept):
-        stands_for[live] = kept[values[np.ix_(live, kept)].argmin(1)]
-        stands_for[kept] = kept
-    return Cover(kept, stands_for)
+    return values, live
 
 
-def check_threshold(name: str, tau: float) -> None:
-    if not 0 < tau < 1:
-        raise InputError(f"{name} is {tau!r}, expected a difference between 0 and 1, both excluded: try 0.5")
-
-
-def _first_of_its_look(values: NDArray[np.float64], live: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The live kernels without those that look the same as an earlier one."""
-    earlier_twin = np.tril(values[np.ix_(live, live)] <= SAME, -1).any(1)
-    return live[~earlier_twin]
+def _candidates(values: NDArray[np.float64], live: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The live kernels, one of each look, the most central first, and the differences among them."""
+    kernels = np.flatnonzero(live)
+    among = values[np.ix_(kernels, kernels)]
+    first = ~np.tril(among <= SAME, -1).any(1)
+    kernels, among = kernels[first], among[np.ix_(first, first)]
+    order = np.argsort(among.sum(1), kind="stable")
+    return kernels[order], among[np.ix_(order, order)]
 
 
 def _greedy_cover(near: NDArray[np.bool_]) -> list[int]:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
 from radgaze.redundancy.capture import After, read_chains, watch
-from radgaze.redundancy.cover import check_threshold, distinct_kernels
+from radgaze.redundancy.cover import check_threshold, count_distinct, distinct_kernels
 from radgaze.redundancy.difference import Difference, find_difference, is_constant, perceived
 
 __all__ = ["TAUS", "LayerRedundancy", "Layers", "RedundancyReport", "measure"]
@@ -254,7 +254,7 @@ def _layer(
         distinct=len(cover),
         krm=1 - len(cover) / len(dead),
         dead=dead,
-        distinct_at={threshold: len(distinct_kernels(difference, threshold, dead)) for threshold in sorted(taus)},
+        distinct_at=count_distinct(difference, taus, dead),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         size=total.size,
         taken=taken,
