@@ -1,0 +1,329 @@
+"""The convolutional kernel redundancy measure (KRM) of every layer of a network.
+
+    D_ij = mean over probe images x of d(a_i(x), a_j(x))
+    KRM(layer) = 1 - K_τ / K                    KRM(network) = Σ_layers P KRM / Σ_layers P,  P the layer's parameters
+
+a_i(x) is kernel i's perceived output image, d the perceived difference (:mod:`radgaze.redundancy.difference`), K_τ the
+number of distinct kernels at threshold τ (:mod:`radgaze.redundancy.cover`). A kernel whose output is constant on every
+probe image is dead: it counts in K and never in K_τ.
+
+The idea is that of the convolutional kernel redundancy measure, arXiv 2212.00272, of which only the abstract was
+available: a quantifiable evaluation of kernel redundancy based on perceived image differences. **The definition above
+is this project's own.** Two choices the abstract leaves open:
+
+- A kernel constant on some probe images, not on all, is live. On those images it is perceived as nothing, a map of
+  zeros, and compared as such: another kernel that shows next to nothing there is close to it.
+- A kernel's output is taken where its chain of normalisation and activation ends, before a residual addition
+  (:mod:`radgaze.redundancy.capture`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from radgaze.errors import InputError, nearest
+from radgaze.redundancy.capture import After, read_chains, watch
+from radgaze.redundancy.cover import check_threshold, count_distinct, distinct_kernels
+from radgaze.redundancy.difference import Difference, find_difference, is_constant, perceived
+
+__all__ = ["TAUS", "LayerRedundancy", "Layers", "RedundancyReport", "measure"]
+
+Layers = str | type[nn.Module] | Sequence[str | type[nn.Module]]
+
+TAUS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Thresholds of the curve over τ: 0.05 to 0.95."""
+
+
+@dataclass(frozen=True)
+class LayerRedundancy:
+    """What one convolution's kernels show.
+
+    Attributes:
+        name: the module's name in the model.
+        kernels: K, all kernels.
+        distinct: K_τ at the report's τ.
+        krm: 1 - K_τ / K, in [0, 1]; 1 if every kernel is dead.
+        dead: (K,) bool, constant on every probe image.
+        distinct_at: {τ: K_τ}, the curve, ascending in τ.
+        parameters: weights and biases of the convolution.
+        size: (h, w) of the output images, of the last call.
+        taken: names of the operations from the convolution to the output taken, one tuple per call of the module.
+        stands_for: (K,) for each kernel the distinct kernel nearest to it at τ, itself if distinct; -1 if dead.
+        difference: (K, K) float32 mean difference D over the probe images, or None if not kept.
+    """
+
+    name: str
+    kernels: int
+    distinct: int
+    krm: float
+    dead: NDArray[np.bool_]
+    distinct_at: dict[float, int]
+    parameters: int
+    size: tuple[int, int]
+    taken: tuple[tuple[str, ...], ...]
+    stands_for: NDArray[np.int64]
+    difference: NDArray[np.float32] | None
+
+    @property
+    def krm_at(self) -> dict[float, float]:
+        """{τ: KRM}, the curve."""
+        return {tau: 1 - distinct / self.kernels for tau, distinct in self.distinct_at.items()}
+
+
+@dataclass(frozen=True)
+class RedundancyReport:
+    """Kernel redundancy of a network, layer by layer in the order of the forward pass.
+
+    Attributes:
+        layers: by module name.
+        tau: the threshold of ``krm`` and ``distinct``.
+        images: number of probe images.
+        left_out: why a chosen layer was not measured, by name: never called, or output of a single pixel.
+    """
+
+    layers: dict[str, LayerRedundancy]
+    tau: float
+    images: int
+    left_out: dict[str, str]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the measured layers."""
+        return sum(layer.parameters for layer in self.layers.values())
+
+    @property
+    def kernels(self) -> int:
+        return sum(layer.kernels for layer in self.layers.values())
+
+    @property
+    def distinct(self) -> int:
+        return sum(layer.distinct for layer in self.layers.values())
+
+    @property
+    def dead(self) -> int:
+        return sum(int(layer.dead.sum()) for layer in self.layers.values())
+
+    @property
+    def krm(self) -> float:
+        """The network's KRM: the mean over layers, weighted by their parameters."""
+        return sum(layer.parameters * layer.krm for layer in self.layers.values()) / self.parameters
+
+    @property
+    def krm_at(self) -> dict[float, float]:
+        """{τ: KRM of the network}, the curve."""
+        layers = self.layers.values()
+        taus = next(iter(layers)).distinct_at
+        return {tau: sum(layer.parameters * layer.krm_at[tau] for layer in layers) / self.parameters for tau in taus}
+
+
+def measure(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: Layers | None = None,
+    after: After = "activation",
+    difference: str | Difference = "mssim",
+    tau: float = 0.5,
+    taus: Sequence[float] = TAUS,
+    keep_difference: bool = False,
+) -> RedundancyReport:
+    """Measure how many kernels of ``model`` show the eye something of their own.
+
+    Runs the model in evaluation mode without gradients, one image at a time, on the device it is on; mode and hooks are
+    as before afterwards. Memory: one layer's output and a (K, K) matrix per layer.
+
+    Args:
+        model: any network called as ``model(images)``.
+        images: (N, C, H, W) probe images as the model takes them, N >= 2, none of them constant.
+        layers: which modules: names, globs ("layer4.*"), module types, or several of these. None: every ``nn.Conv2d``
+            and ``nn.ConvTranspose2d`` whose output has more than one pixel.
+        after: where outputs are taken: "activation" as the next layer sees them, after normalisation and activation;
+            "norm" after normalisation; "conv" as they leave the convolution.
+        difference: a name in :data:`~radgaze.redundancy.difference.DIFFERENCES`, or a function from perceived images
+            (K, h, w) in [0, 1] to (K, K) differences, symmetric with zero diagonal.
+        tau: threshold in (0, 1) of ``krm`` and ``distinct``. Under MSSIM the useful range is about 0.3 to 0.8.
+        taus: thresholds of the curve.
+        keep_difference: keep each layer's D in the report.
+
+    Raises:
+        InputError: for a model without such layers, with NaN or infinite weights or outputs; for fewer than two images,
+            constant, NaN or infinite images; a threshold outside (0, 1); an unknown layer, ``after`` or difference.
+    """
+    check_threshold("tau", tau)
+    for threshold in taus:
+        check_threshold("a value in taus", threshold)
+    if after not in get_args(After):
+        raise InputError(f"after is {after!r}: {nearest(str(after), get_args(After))}")
+    compare = find_difference(difference)
+    convs = _choose(model, layers)
+    _check_weights(model)
+    _check_images(images)
+
+    like = next(model.parameters())
+    probes = [image[None].to(like.device, like.dtype) for image in images]
+    sums = {name: _Sum(compare) for name in convs}
+    with _evaluating(model), torch.no_grad():
+        chains = read_chains(model, probes[0], convs, after)
+        for number, probe in enumerate(probes):
+
+            def take(name: str, output: Tensor, image: int = number) -> None:
+                sums[name].add(output, name, image)
+
+            watch(model, probe, convs, chains, take)
+
+    taken: dict[str, list[tuple[str, ...]]] = {}
+    for chain in chains:
+        taken.setdefault(chain.conv, []).append(chain.operations)
+    left_out = {name: "the model never calls it" for name in convs if name not in taken}
+    left_out |= {name: "its output has a single pixel" for name in taken if sums[name].size == (1, 1)}
+    measured = [name for name in taken if name not in left_out]
+    if not measured:
+        name, reason = next(iter(left_out.items()))
+        raise InputError(f"No layer can be measured ({name!r}: {reason}): choose other layers or give larger images")
+    return RedundancyReport(
+        layers={
+            name: _layer(name, convs[name], sums[name], tuple(taken[name]), tau, taus, keep_difference)
+            for name in measured
+        },
+        tau=tau,
+        images=len(images),
+        left_out=left_out,
+    )
+
+
+class _Sum:
+    """Differences of one layer's kernels, added up over its outputs."""
+
+    def __init__(self, compare: Difference) -> None:
+        self.compare = compare
+        self.outputs = 0
+        self.size = (0, 0)
+
+    def add(self, output: Tensor, name: str, image: int) -> None:
+        if output.ndim != 4:
+            raise InputError(
+                f"Layer {name!r} gives an output of shape {tuple(output.shape)}, expected (B, K, h, w): leave it out"
+            )
+        if not torch.isfinite(output).all():
+            raise InputError(
+                f"Layer {name!r} gives NaN or infinite values on image {image}, expected finite ones: "
+                "mend the weights, or scale the images as in training"
+            )
+        self.size = (output.shape[2], output.shape[3])
+        if self.size == (1, 1):
+            return
+        for maps in output:
+            difference, constant = self.compare(perceived(maps)), is_constant(maps)
+            if difference.shape != (len(maps), len(maps)):
+                raise InputError(
+                    f"The difference gave shape {tuple(difference.shape)} for {len(maps)} images, "
+                    f"expected ({len(maps)}, {len(maps)}): one value per pair"
+                )
+            if self.outputs == 0:
+                self.difference, self.dead = difference.float().clone(), constant
+            else:
+                self.difference += difference
+                self.dead &= constant
+            self.outputs += 1
+
+
+def _layer(
+    name: str,
+    module: nn.Module,
+    total: _Sum,
+    taken: tuple[tuple[str, ...], ...],
+    tau: float,
+    taus: Sequence[float],
+    keep_difference: bool,
+) -> LayerRedundancy:
+    difference = total.difference.div_(total.outputs).cpu().numpy()
+    dead = total.dead.cpu().numpy()
+    cover = distinct_kernels(difference, tau, dead)
+    return LayerRedundancy(
+        name=name,
+        kernels=len(dead),
+        distinct=len(cover),
+        krm=1 - len(cover) / len(dead),
+        dead=dead,
+        distinct_at=count_distinct(difference, taus, dead),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        size=total.size,
+        taken=taken,
+        stands_for=cover.stands_for,
+        difference=difference if keep_difference else None,
+    )
+
+
+def _choose(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
+    convs: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    }
+    if not convs:
+        raise InputError(
+            f"{type(model).__name__} has no convolution (nn.Conv2d or nn.ConvTranspose2d), expected one or more: "
+            "give a convolutional network"
+        )
+    if layers is None:
+        return convs
+    chosen: set[str] = set()
+    for wanted in [layers] if isinstance(layers, str | type) else layers:
+        if isinstance(wanted, str):
+            found = {name for name in convs if fnmatchcase(name, wanted)}
+            if not found:
+                raise InputError(f"No convolution is named {wanted!r}: {nearest(wanted, convs)}")
+        else:
+            found = {name for name, module in convs.items() if isinstance(module, wanted)}
+            if not found:
+                raise InputError(
+                    f"{type(model).__name__} has no convolution of type {wanted.__name__}: "
+                    "give nn.Conv2d, nn.ConvTranspose2d or a subclass that it uses"
+                )
+        chosen |= found
+    if not chosen:
+        raise InputError(
+            "layers is empty, expected at least one layer: give names, globs or module types, or None for all"
+        )
+    return {name: module for name, module in convs.items() if name in chosen}
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"The model's {name!r} has NaN or infinite values: load weights that were trained without")
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.numel() == 0:
+        raise InputError(f"images have shape {tuple(images.shape)}, expected (N, C, H, W): stack the probe images")
+    if len(images) < 2:
+        raise InputError(
+            "images holds 1 image, expected at least 2: a difference seen on a single image may be that image's own, "
+            "so give several probe images"
+        )
+    if not torch.isfinite(images).all():
+        raise InputError("images have a NaN or infinite pixel, expected finite ones: mend or leave out that image")
+    constant = images.flatten(1).amax(1) == images.flatten(1).amin(1)
+    if constant.any():
+        raise InputError(
+            f"Image {int(constant.nonzero()[0, 0])} is constant, expected an image that shows something: leave it out"
+        )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
