@@ -518,7 +518,8 @@ def readable(value: Any) -> str:
 def print_report(report: Mapping[str, Any]) -> None:
     title = f"{report['title']} — {report['split']} split, attention: {report['attention']}"
     table = Table("measure", "model", title=title)
-    saliency = report.get("saliency") or {}
+    located = report.get("localisation") or {}
+    saliency = report.get("saliency") or {name: located[name]["overall"] for name in ("model", "uniform") if located}
     baselines = [name for name in saliency if name != "model"]
     for name in baselines:
         table.add_column(name)

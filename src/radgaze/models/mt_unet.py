@@ -47,6 +47,7 @@ class MTUNet(Network):
     """
 
     name = "mt-unet"
+    predicts_attention = True
 
     def __init__(
         self,

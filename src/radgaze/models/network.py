@@ -16,6 +16,7 @@ class Network(nn.Module):
 
     name: ClassVar[str]
     config: dict[str, Any]
+    predicts_attention: ClassVar[bool] = False  # whether its output has saliency_logits
 
     def attention_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Size (h, w) of the attention maps the network is taught with, for images of ``size``: the images' own.
