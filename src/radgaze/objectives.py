@@ -124,7 +124,8 @@ def saliency_kld(saliency_logits: Tensor, attention: Tensor, has_attention: Tens
 def uncertainty_weighted(loss: Tensor, log_sigma: Tensor, factor: float = 1.0) -> Tensor:
     """``factor * loss / s^2 + ln(s + 1)`` with ``s = exp(log_sigma)``.
 
-    Never divided by s: at GG-CAM's released start, log s = -23, the derivative of ``1 / s^2`` by s leaves float32.
+    Never divided by s^2: at GG-CAM's released start, log s = -23, the derivative of that quotient by s^2 is of order
+    1e40, beyond float32, although the one by log s is not.
     """
     return factor * loss * torch.exp(-2 * log_sigma) + F.softplus(log_sigma)
 
