@@ -65,14 +65,17 @@ def multilabel_cohort(folder: Path, studies: int = 24) -> Cohort:
     )
 
 
-def blob_cohort(folder: Path, studies: int = 24, classes: int = 3, gaze: bool = True) -> Cohort:
+def blob_cohort(
+    folder: Path, studies: int = 24, classes: int = 3, gaze: bool = True, size: tuple[int, int] = (48, 32)
+) -> Cohort:
     tables = write_tables(folder / "tables", studies, classes, gaze)
     return import_tables(
         tables / "images.csv",
         folder / "cohort",
         gaze=tables / "gaze.csv" if gaze else None,
         boxes=tables / "boxes.csv",
-        size=(48, 32),
+        size=size,
+        class_structures={f"class{label}": ["blob"] for label in range(classes) if label},
         workers=1,
         progress=False,
         fractions=(0.5, 0.25, 0.25),

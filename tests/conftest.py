@@ -30,3 +30,9 @@ def shared_data() -> Callable[[str], Path]:
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     """24 studies in 3 classes with gaze, a mask and a box each, at 48x32. Shared: do not write to it."""
     return blob_cohort(tmp_path_factory.mktemp("blobs"))
+
+
+@pytest.fixture(scope="session")
+def large_cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """The same at 96x64, for networks of stride 32. Class 0 has no structure to be read from."""
+    return blob_cohort(tmp_path_factory.mktemp("blobs"), size=(96, 64))

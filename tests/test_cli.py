@@ -10,6 +10,7 @@ import pytest
 
 import radgaze
 from radgaze import cli
+from radgaze.cohort import Cohort
 from radgaze.errors import InputError
 from tests.cohorts import write_tables
 
@@ -68,6 +69,29 @@ def test_the_whole_job(radgaze_command: Any, tmp_path: Path) -> None:
     code, _, err = radgaze_command("train", "mt-unet", cohort, "--out", run)
     assert code == 2
     assert "--resume" in err
+
+
+def test_gg_cam(radgaze_command: Any, large_cohort: Cohort, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, _, err = radgaze_command(
+        "train", "gg-cam", large_cohort.path, "--out", run, "--recipe", "paper-efficientnetv2-s", "--backbone",
+        "resnet10t", "--supervise", "predicted-class", "--loss", "1-cc", "--epochs", 1, "--sigma", 6, "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    settings = json.loads((run / "config.json").read_text())["run"]
+    assert settings["model"] == {"backbone": "resnet10t"}
+    assert settings["objective"]["log_sigma_attention"] == -16
+    assert (settings["objective"]["supervise"], settings["objective"]["loss"]) == ("predicted-class", "1-cc")
+    code, out, err = radgaze_command("evaluate", run, "--resamples", 20, "--quiet")
+    assert code == 0, err
+    assert "pointing game" in out
+    assert "uniform" in out
+
+    code, _, err = radgaze_command(
+        "train", "classifier", large_cohort.path, "--out", tmp_path / "other", "--backbone", "resnet10"
+    )
+    assert code == 2
+    assert "'resnet10t'" in err.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,20 @@ from scipy.special import log_softmax, rel_entr
 from torch import Tensor
 
 from radgaze.errors import InputError
-from radgaze.models import Output
-from radgaze.objectives import MTUNetObjective, Scheme, class_loss, saliency_kld, uncertainty_weighted
+from radgaze.models import GazeCAM, Output
+from radgaze.objectives import (
+    CamLoss,
+    ClassifierObjective,
+    GazeCAMObjective,
+    MTUNetObjective,
+    Scheme,
+    Supervised,
+    cam_loss,
+    class_loss,
+    saliency_kld,
+    supervised_cam,
+    uncertainty_weighted,
+)
 
 
 @dataclass
@@ -138,3 +150,175 @@ def test_released_starting_values_stay_finite_in_float32() -> None:
 def test_misspelt_scheme() -> None:
     with pytest.raises(InputError, match="'uncertainty-class'"):
         MTUNetObjective("uncertainty-clas")  # type: ignore[arg-type]
+
+
+# GG-CAM --------------------------------------------------------------------------------------------------------------
+
+RELEASED = [(7.0, -23.0, 5e-3), (7.0, -16.0, 6e-3)]
+
+
+@pytest.fixture
+def mapped() -> Output:
+    torch.manual_seed(2)
+    cams = torch.randn(3, 3, 4, 5, requires_grad=True)
+    return Output(logits=cams.mean((2, 3)), cams=cams)
+
+
+def total(objective: GazeCAMObjective, output: Output, studies: Studies) -> Tensor:
+    return objective.combine({name: term.mean for name, term in objective.terms(output, studies).items()})
+
+
+def test_gg_cam_follows_its_equation(studies: Studies, mapped: Output) -> None:
+    objective = GazeCAMObjective(log_sigma_class=0.3, log_sigma_attention=-0.4, log_scale=0.7)
+    maps = mapped.cams.detach().double().numpy()
+    squares = []
+    for study, label in enumerate([0, 2, 1]):
+        target = studies.attention[study].double().numpy()
+        squares.append(((1 / (1 + np.exp(-np.exp(0.7) * maps[study, label])) - target / target.max()) ** 2).mean())
+    lc = torch.nn.functional.cross_entropy(mapped.logits, studies.targets).item()
+    expected = lc / math.exp(0.3) ** 2 + math.log(math.exp(0.3) + 1)
+    expected += np.mean(squares) / (2 * math.exp(-0.4) ** 2) + math.log(math.exp(-0.4) + 1)
+    assert total(objective, mapped, studies).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_the_true_classs_cam_and_the_scale_learn_from_attention(studies: Studies, mapped: Output) -> None:
+    """The released code's defect: class 0's CAM supervised for every study, and k without a gradient."""
+    objective = GazeCAMObjective()
+    objective.terms(mapped, studies)["attention"].mean.backward()
+    touched = mapped.cams.grad.abs().sum((2, 3)) > 0
+    assert torch.equal(touched, torch.nn.functional.one_hot(studies.targets, 3).bool())
+    assert objective.log_scale.grad.abs() > 0
+
+
+def test_three_trained_scalars_more_than_the_classifier() -> None:
+    def count(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+    assert count(GazeCAMObjective()) == 3
+    assert count(ClassifierObjective()) == 0
+
+
+def test_control_is_the_class_term_alone(studies: Studies, mapped: Output) -> None:
+    control, guided = ClassifierObjective(), GazeCAMObjective()
+    terms = control.terms(mapped, studies)
+    assert list(terms) == ["class"]
+    loss = control.combine({"class": terms["class"].mean})
+    assert loss == guided.terms(mapped, studies)["class"].mean
+
+
+def test_studies_without_gaze_contribute_the_class_term_only(studies: Studies, mapped: Output) -> None:
+    studies.has_attention[1] = False
+    studies.attention[2] = 0.0
+    terms = GazeCAMObjective().terms(mapped, studies)
+    assert terms["attention"].used.tolist() == [True, False, False]
+    assert terms["class"].used.all()
+    terms["attention"].mean.backward()
+    assert mapped.cams.grad[1:].abs().sum() == 0
+    assert mapped.cams.grad[0].abs().sum() > 0
+
+
+def test_an_unlabelled_study_has_no_true_class_to_guide(studies: Studies, mapped: Output) -> None:
+    studies.targets[0] = -1
+    used = GazeCAMObjective().terms(mapped, studies)["attention"].used
+    assert used.tolist() == [False, True, True]
+    used = GazeCAMObjective(supervise="predicted-class").terms(mapped, studies)["attention"].used
+    assert used.all()
+
+
+def test_which_cam_is_supervised(mapped: Output) -> None:
+    cams = mapped.cams
+    one = torch.tensor([0, 2, 1])
+    several = torch.tensor([[1.0, 0.0, 1.0], [math.nan, 1.0, 0.0], [0.0, math.nan, 0.0]])
+    torch.testing.assert_close(supervised_cam(mapped, one, "true-class")[0], cams[torch.arange(3), one])
+    mean, used = supervised_cam(mapped, several, "true-class")
+    torch.testing.assert_close(mean[0], (cams[0, 0] + cams[0, 2]) / 2)
+    torch.testing.assert_close(mean[1], cams[1, 1])
+    assert used.tolist() == [True, True, False]
+    predicted, _ = supervised_cam(mapped, one, "predicted-class")
+    torch.testing.assert_close(predicted, cams[torch.arange(3), mapped.logits.argmax(1)])
+    torch.testing.assert_close(supervised_cam(mapped, one, "class-agnostic")[0], cams.mean(1))
+
+
+def test_cam_losses_equal_scipy_and_numpy() -> None:
+    torch.manual_seed(3)
+    cam, attention = torch.randn(2, 4, 5), torch.rand(2, 4, 5)
+    has, log_scale = torch.ones(2, dtype=torch.bool), torch.tensor(0.5)
+    for study in range(2):
+        p = 1 / (1 + np.exp(-np.exp(0.5) * cam[study].double().numpy().ravel()))
+        q = attention[study].double().numpy().ravel()
+        expected = {
+            "mse": ((p - q / q.max()) ** 2).mean(),
+            "kld": rel_entr(q / q.sum(), p / p.sum()).sum(),
+            "1-cc": 1 - np.corrcoef(p, q)[0, 1],
+        }
+        for loss in get_args(CamLoss):
+            value = cam_loss(cam, log_scale, attention, has, loss).values[study].item()
+            assert value == pytest.approx(expected[loss], rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", get_args(CamLoss))
+def test_flat_maps_and_empty_targets_give_finite_gradients(loss: CamLoss) -> None:
+    cam = torch.zeros(3, 2, 2, requires_grad=True)
+    log_scale = torch.zeros((), requires_grad=True)
+    attention = torch.stack([torch.ones(2, 2), torch.zeros(2, 2), torch.eye(2)])
+    term = cam_loss(cam, log_scale, attention, torch.ones(3, dtype=torch.bool), loss)
+    assert term.used.tolist() == [loss != "1-cc", False, True]
+    term.mean.backward()
+    assert term.values.isfinite().all()
+    assert cam.grad.isfinite().all()
+    assert log_scale.grad.isfinite()
+
+
+@pytest.mark.parametrize(("log_class", "log_attention", "rate"), RELEASED)
+@pytest.mark.parametrize("supervise", get_args(Supervised))
+def test_released_starts_train_in_float32(
+    log_class: float, log_attention: float, rate: float, supervise: Supervised
+) -> None:
+    """Loss, gradients and Adam's squared gradients stay finite, and all three scalars move the right way."""
+    torch.manual_seed(0)
+    network, objective = GazeCAM("resnet10t"), GazeCAMObjective(log_class, log_attention, supervise=supervise)
+    everything = [*network.parameters(), *objective.parameters()]
+    optimizer = torch.optim.Adam(everything, lr=rate)
+    batch = Studies(torch.tensor([0, 1, 2, 0]), torch.rand(4, 2, 2), torch.ones(4, dtype=torch.bool))
+    images = torch.rand(4, 1, 64, 64)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = total(objective, network(images), batch)
+        assert loss.isfinite()
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in everything)
+        optimizer.step()
+    assert all(slot.isfinite().all() for state in optimizer.state.values() for slot in state.values())
+    assert objective.log_sigma_class < log_class
+    assert objective.log_sigma_attention > log_attention
+    assert objective.log_scale != 0
+
+
+def test_gradient_of_the_heaviest_weight_is_exact() -> None:
+    log_sigma = torch.tensor(-23.0, requires_grad=True)
+    uncertainty_weighted(torch.tensor(0.5), log_sigma, 0.5).backward()
+    assert log_sigma.grad.item() == pytest.approx(-0.5 * math.exp(46), rel=1e-4)
+
+
+def test_scalars_are_logged_with_the_weights_they_make() -> None:
+    scalars = GazeCAMObjective(7.0, -16.0, 0.5).scalars()
+    assert scalars["weight_class"] == pytest.approx(1 / scalars["sigma_class"] ** 2)
+    assert scalars["weight_attention"] == pytest.approx(1 / (2 * scalars["sigma_attention"] ** 2))
+    assert scalars["cam_scale"] == pytest.approx(math.exp(0.5))
+
+
+def test_gg_cam_refusals(studies: Studies, output: Output, mapped: Output) -> None:
+    with pytest.raises(InputError, match="'true-class'"):
+        GazeCAMObjective(supervise="true")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="mse"):
+        GazeCAMObjective(loss="l2")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="log_sigma_attention=-40"):
+        GazeCAMObjective(log_sigma_attention=-40)
+    with pytest.raises(InputError, match="CAM head"):
+        GazeCAMObjective().terms(output, studies)
+    studies.attention = torch.rand(3, 8, 10)
+    with pytest.raises(InputError, match="attention_size"):
+        GazeCAMObjective().terms(mapped, studies)
+    studies.attention = None
+    with pytest.raises(InputError, match="train the method classifier"):
+        GazeCAMObjective().terms(mapped, studies)

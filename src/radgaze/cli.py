@@ -258,9 +258,12 @@ def split(
 
 @app.command(epilog="Example: radgaze train mt-unet cohort --out runs/first --epochs 60 --seed 1")
 def train(
-    method: Annotated[str, typer.Argument(help="mt-unet")],
+    method: Annotated[str, typer.Argument(help="mt-unet, gg-cam, or classifier (gg-cam's control).")],
     cohort: Annotated[Path, typer.Argument(metavar="COHORT")],
     out: Annotated[Path, typer.Option(help="The run folder.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="gg-cam, classifier: paper-resnet50 or paper-efficientnetv2-s.")
+    ] = None,
     attention: Annotated[str | None, typer.Option(help="gaze, mask:NAME (e.g. mask:lungs), boxes.")] = None,
     sigma: Annotated[
         float | None, typer.Option(help="Blur of the gaze in source pixels; the preset's if absent.")
@@ -272,7 +275,16 @@ def train(
     encoder: Annotated[
         str | None, typer.Option(help="A named encoder instead, e.g. resnet34 or tu-convnext_tiny.")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Encoder weights: a .safetensors file, or hub.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="gg-cam, classifier: any CNN of timm, e.g. resnet50 or efficientnetv2_s.")
+    ] = None,
+    supervise: Annotated[
+        str | None, typer.Option(help="gg-cam: guide the CAM of the true-class, predicted-class, or class-agnostic.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="gg-cam: mse, kld or 1-cc between CAM and attention.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Encoder or backbone weights: a .safetensors file, or hub.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="At most this many epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Studies per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
@@ -304,12 +316,16 @@ def train(
         key, value = parse_setting(pair)
         place(settings, key, value)
     flags: dict[str, Any] = {
+        "recipe": recipe,
         "attention": attention,
         "sigma": sigma,
         "objective.scheme": scheme,
         "model.width": width,
         "model.encoder": encoder,
+        "model.backbone": backbone,
         "model.weights": weights,
+        "objective.supervise": supervise,
+        "objective.loss": loss,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -505,7 +521,8 @@ def readable(value: Any) -> str:
 def print_report(report: Mapping[str, Any]) -> None:
     title = f"{report['title']} — {report['split']} split, attention: {report['attention']}"
     table = Table("measure", "model", title=title)
-    saliency = report.get("saliency") or {}
+    located = report.get("localisation") or {}
+    saliency = report.get("saliency") or {name: located[name]["overall"] for name in ("model", "uniform") if located}
     baselines = [name for name in saliency if name != "model"]
     for name in baselines:
         table.add_column(name)

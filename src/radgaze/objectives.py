@@ -9,10 +9,22 @@ MT-UNet (Zhu, Rohling, Salcudean, arXiv 2202.07118) weighs its two losses by lea
 
 The paper's Eq. 5 is quoted elsewhere without the factor 1/2 on L_s; the released code has it. ``half`` chooses, and
 follows the released code by default.
+
+GG-CAM (Zhu, Salcudean, Rohling, arXiv 2202.07107) guides a classifier's class activation maps M by three scalars:
+
+    L = L_c / s_c^2 + ln(s_c + 1)  +  L_d / (2 s_d^2) + ln(s_d + 1),        s = exp(log s),  k = exp(log k)
+
+    L_d  MSE(sigmoid(k M_y), S) over the CAM's cells, M_y the true class's CAM, S the attention map divided by its
+         maximum, on the CAM's grid; a study without attention has L_c alone
+
+The released code applies the sigmoid and k to the label, so that class 0's CAM is supervised for every study and k
+never learns. Here both act on the map, as the paper means. Other maps to supervise and other losses than the paper's
+are choices of :class:`GazeCAMObjective`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
@@ -22,9 +34,28 @@ from torch import Tensor, nn
 from radgaze.errors import InputError, nearest
 from radgaze.models.output import Output
 
-__all__ = ["MTUNetObjective", "Scheme", "Supervision", "Term", "class_loss", "saliency_kld", "uncertainty_weighted"]
+__all__ = [
+    "CamLoss",
+    "ClassifierObjective",
+    "GazeCAMObjective",
+    "MTUNetObjective",
+    "Scheme",
+    "Supervised",
+    "Supervision",
+    "Term",
+    "cam_loss",
+    "class_loss",
+    "saliency_kld",
+    "supervised_cam",
+    "uncertainty_weighted",
+]
 
 Scheme = Literal["equal", "uncertainty", "uncertainty-class", "saliency-only", "class-only"]
+Supervised = Literal["true-class", "predicted-class", "class-agnostic"]
+CamLoss = Literal["mse", "kld", "1-cc"]
+
+# exp(2 * 24) / 2 = 3.5e20 is the heaviest weight whose gradient Adam can square in float32, where it keeps g^2 / 1000
+LARGEST_LOG = 24.0
 
 
 class Supervision(Protocol):
@@ -91,9 +122,12 @@ def saliency_kld(saliency_logits: Tensor, attention: Tensor, has_attention: Tens
 
 
 def uncertainty_weighted(loss: Tensor, log_sigma: Tensor, factor: float = 1.0) -> Tensor:
-    """``factor * loss / s^2 + ln(s + 1)`` with ``s = exp(log_sigma)``."""
-    sigma = log_sigma.exp()
-    return factor * loss / sigma**2 + torch.log1p(sigma)
+    """``factor * loss / s^2 + ln(s + 1)`` with ``s = exp(log_sigma)``.
+
+    Never divided by s^2: at GG-CAM's released start, log s = -23, the derivative of that quotient by s^2 is of order
+    1e40, beyond float32, although the one by log s is not.
+    """
+    return factor * loss * torch.exp(-2 * log_sigma) + F.softplus(log_sigma)
 
 
 class MTUNetObjective(nn.Module):
@@ -144,6 +178,10 @@ class MTUNetObjective(nn.Module):
             means["saliency"], self.log_sigma_saliency, self.saliency_factor
         )
 
+    def predicted_attention(self, output: Output, batch: Supervision) -> Tensor | None:
+        """The map ``(B, h, w)`` that is compared with the attention target, for the log."""
+        return output.saliency() if self.needs_attention else None
+
     def scalars(self) -> dict[str, float]:
         """The state worth logging: ``sigma_class`` and ``sigma_saliency`` where the scheme has them."""
         if not self.scheme.startswith("uncertainty"):
@@ -152,3 +190,173 @@ class MTUNetObjective(nn.Module):
             "sigma_class": self.log_sigma_class.detach().exp().item(),
             "sigma_saliency": self.log_sigma_saliency.detach().exp().item(),
         }
+
+
+def supervised_cam(output: Output, targets: Tensor, supervise: Supervised) -> tuple[Tensor, Tensor]:
+    """The one map of each study that gaze supervises.
+
+    Args:
+        output: With logits ``(B, C)`` and CAMs ``(B, C, h, w)``.
+        targets: ``(B,)`` int64 with -1 unknown, or ``(B, C)`` floats with NaN unknown.
+        supervise: ``"true-class"`` (the paper): the label's CAM; of several present labels, the mean of their CAMs.
+            ``"predicted-class"``: that of the highest logit, known without a label. ``"class-agnostic"``: the mean
+            over all classes, which guides the features but, for labels that exclude each other, no decision.
+
+    Returns:
+        ``(B, h, w)`` maps and ``(B,)`` bool: False where the study has no such class (unlabelled, or nothing present).
+    """
+    logits, cams = output.logits, output.cams
+    if logits is None or cams is None:
+        raise InputError("Guiding class activation maps needs a network with a CAM head; use the network gaze-cam.")
+    if supervise == "class-agnostic":
+        return cams.mean(1), torch.ones(len(cams), dtype=torch.bool, device=cams.device)
+    if supervise == "predicted-class":
+        share = F.one_hot(logits.argmax(1), cams.shape[1])
+    elif targets.ndim == 1:
+        share = F.one_hot(targets.clamp(min=0), cams.shape[1]) * (targets >= 0)[:, None]
+    else:
+        share = targets.nan_to_num(0.0) >= 0.5
+    number = share.sum(1)
+    share = share / number.clamp(min=1)[:, None]
+    return torch.einsum("bc,bchw->bhw", share.to(cams.dtype), cams), number > 0
+
+
+def cam_loss(cam: Tensor, log_scale: Tensor, attention: Tensor, has_attention: Tensor, loss: CamLoss = "mse") -> Term:
+    """How far ``P = sigmoid(k M)`` is from the attention map S of each study.
+
+    Args:
+        cam: ``(B, h, w)`` activation maps M.
+        log_scale: ``ln k``.
+        attention: ``(B, h, w)`` non-negative maps on the same grid; each is divided by its own maximum to give S.
+        has_attention: ``(B,)`` bool; the other maps are not looked at.
+        loss: ``"mse"``: mean (P - S)^2 over cells (the paper). ``"kld"``: KLD(S || P) in nats, both with sum 1.
+            ``"1-cc"``: one minus Pearson's correlation, not defined for a constant S, which is then not used.
+    """
+    if cam.shape != attention.shape:
+        raise InputError(
+            f"The attention maps have shape {tuple(attention.shape)}, the CAMs {tuple(cam.shape)}; "
+            "render attention on the network's attention_size."
+        )
+    scaled = log_scale.exp() * cam.float().flatten(1)
+    target = attention.float().flatten(1)
+    highest = target.amax(1)
+    used = has_attention & (highest > 0)
+    target = target / torch.where(highest > 0, highest, 1.0)[:, None]
+    if loss == "mse":
+        values = (scaled.sigmoid() - target).square().mean(1)
+    elif loss == "kld":
+        log_prediction = F.logsigmoid(scaled)
+        log_prediction = log_prediction - log_prediction.logsumexp(1, keepdim=True)
+        density = target / target.sum(1, keepdim=True).clamp(min=1)  # a map with a maximum of 1 sums to 1 at least
+        values = (torch.xlogy(density, density) - density * log_prediction).sum(1)
+    else:
+        prediction = scaled.sigmoid()
+        prediction, centred = prediction - prediction.mean(1, keepdim=True), target - target.mean(1, keepdim=True)
+        used = used & (centred.abs().amax(1) > 0)
+        # clamped before the root, whose slope at 0 is infinite: a flat CAM has correlation 0
+        spread = (prediction.square().mean(1) * centred.square().mean(1)).clamp(min=1e-12).sqrt()
+        values = 1 - (prediction * centred).mean(1) / spread
+    return Term(torch.where(used, values, 0.0), used)
+
+
+class GazeCAMObjective(nn.Module):
+    """Classification and gaze-guided CAMs, weighed by two learned uncertainties; three trained scalars in all.
+
+    Args:
+        log_sigma_class: Starting value of log s_c.
+        log_sigma_attention: Starting value of log s_d. The released 7 and -23 (ResNet50) or -16 (EfficientNetV2-S)
+            make a curriculum: attention first, the class as the weights cross.
+        log_scale: Starting value of log k.
+        supervise: Which CAM is guided, see :func:`supervised_cam`.
+        loss: How it is compared with the attention map, see :func:`cam_loss`.
+
+    Raises:
+        InputError: An unknown choice, or starting weights that float32 cannot hold.
+    """
+
+    needs_attention = True
+    needs_labels = True
+
+    def __init__(
+        self,
+        log_sigma_class: float = 0.0,
+        log_sigma_attention: float = 0.0,
+        log_scale: float = 0.0,
+        supervise: Supervised = "true-class",
+        loss: CamLoss = "mse",
+    ) -> None:
+        super().__init__()
+        if supervise not in get_args(Supervised):
+            raise InputError(f"There is no CAM to supervise {supervise!r}: {nearest(supervise, get_args(Supervised))}")
+        if loss not in get_args(CamLoss):
+            raise InputError(f"There is no CAM loss {loss!r}: {nearest(loss, get_args(CamLoss))}")
+        for name, start in (
+            ("log_sigma_class", log_sigma_class),
+            ("log_sigma_attention", log_sigma_attention),
+            ("log_scale", log_scale),
+        ):
+            if not abs(start) <= LARGEST_LOG:
+                raise InputError(
+                    f"{name}={start} makes weights that float32 cannot train with; start within +-{LARGEST_LOG:g}."
+                )
+        self.supervise, self.loss = supervise, loss
+        self.log_sigma_class = nn.Parameter(torch.tensor(float(log_sigma_class)))
+        self.log_sigma_attention = nn.Parameter(torch.tensor(float(log_sigma_attention)))
+        self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
+
+    def terms(self, output: Output, batch: Supervision) -> dict[str, Term]:
+        """The raw losses ``{"class": L_c, "attention": L_d}``."""
+        if batch.attention is None:
+            raise InputError(
+                "GG-CAM needs an attention target; give gaze, mask:NAME or boxes, or train the method classifier."
+            )
+        cam, supervised = supervised_cam(output, batch.targets, self.supervise)
+        assert output.logits is not None
+        return {
+            "class": class_loss(output.logits, batch.targets),
+            "attention": cam_loss(cam, self.log_scale, batch.attention, batch.has_attention & supervised, self.loss),
+        }
+
+    def combine(self, means: dict[str, Tensor]) -> Tensor:
+        """The scalar to minimise, from the mean of each term over a batch or a whole split."""
+        return uncertainty_weighted(means["class"], self.log_sigma_class) + uncertainty_weighted(
+            means["attention"], self.log_sigma_attention, factor=0.5
+        )
+
+    def predicted_attention(self, output: Output, batch: Supervision) -> Tensor | None:
+        """``sigmoid(k M)`` ``(B, h, w)``, for the log; a study without the class to supervise has a flat map."""
+        cam, _ = supervised_cam(output, batch.targets, self.supervise)
+        return (self.log_scale.exp() * cam.float()).sigmoid()
+
+    def scalars(self) -> dict[str, float]:
+        """The three scalars, and the weights 1 / s_c^2 and 1 / (2 s_d^2) that they give the two terms."""
+        log_class, log_attention = self.log_sigma_class.item(), self.log_sigma_attention.item()
+        return {
+            "sigma_class": math.exp(log_class),
+            "sigma_attention": math.exp(log_attention),
+            "cam_scale": self.log_scale.exp().item(),
+            "weight_class": math.exp(-2 * log_class),
+            "weight_attention": math.exp(-2 * log_attention) / 2,
+        }
+
+
+class ClassifierObjective(nn.Module):
+    """L_c alone: the control of :class:`GazeCAMObjective`, without attention and without trained scalars."""
+
+    needs_attention = False
+    needs_labels = True
+
+    def terms(self, output: Output, batch: Supervision) -> dict[str, Term]:
+        """``{"class": L_c}``."""
+        if output.logits is None:
+            raise InputError("The classifier's objective needs class scores, but the network has no class head.")
+        return {"class": class_loss(output.logits, batch.targets)}
+
+    def combine(self, means: dict[str, Tensor]) -> Tensor:
+        return means["class"]
+
+    def predicted_attention(self, output: Output, batch: Supervision) -> Tensor | None:
+        return None
+
+    def scalars(self) -> dict[str, float]:
+        return {}

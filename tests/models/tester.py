@@ -20,11 +20,16 @@ def outputs(output: Output) -> list[Tensor]:
 class NetworkTester:
     config: ClassVar[dict[str, Any]]
     multiple: ClassVar[int]  # sides must divide by this
+    smallest: ClassVar[int] = 1  # and be at least so many times that
     has_saliency: ClassVar[bool] = False
     has_cams: ClassVar[bool] = False
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.smallest + 1) * self.multiple, self.smallest * self.multiple
+
     def images(self, batch: int = 2) -> Tensor:
-        return torch.rand(batch, 1, 2 * self.multiple, self.multiple, generator=torch.Generator().manual_seed(1))
+        return torch.rand(batch, 1, *self.size, generator=torch.Generator().manual_seed(1))
 
     def test_shapes(self) -> None:
         output = build(self.config)(self.images())
@@ -33,7 +38,9 @@ class NetworkTester:
         assert (output.saliency_logits is not None) == self.has_saliency
         assert (output.cams is not None) == self.has_cams
         if self.has_saliency:
-            assert output.saliency_logits.shape == (2, 2 * self.multiple, self.multiple)
+            assert output.saliency_logits.shape == (2, *self.size)
+        if self.has_cams:
+            assert output.cams.shape == (2, classes, *build(self.config).attention_size(self.size))
 
     def test_every_parameter_gets_a_gradient(self) -> None:
         model = build(self.config)
@@ -63,10 +70,11 @@ class NetworkTester:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
     def test_odd_size_names_the_padded_one(self) -> None:
-        odd = torch.rand(1, 1, 2 * self.multiple - 1, self.multiple + 1)
-        with pytest.raises(InputError, match=f"{2 * self.multiple}x{2 * self.multiple}"):
+        height, width = self.size
+        odd = torch.rand(1, 1, height - 1, width + 1)
+        with pytest.raises(InputError, match=f"{height}x{height}"):
             build(self.config)(odd)
 
     def test_wrong_channels(self) -> None:
         with pytest.raises(InputError, match=r"expected \(batch, 1, height, width\)"):
-            build(self.config)(torch.rand(1, 3, self.multiple, self.multiple))
+            build(self.config)(torch.rand(1, 3, *self.size))

@@ -129,6 +129,17 @@ def report() -> dict[str, Any]:
             "mean map": {key: over_studies(0.5) for key in measures},
             "model": {key: over_studies(value) for key, value in measures.items()},
         },
+        "localisation": {
+            "structures": {"normal": [], "CHF": ["heart", "mediastinum"], "pneumonia": ["lungs"]},
+            "threshold": 0.5,
+            "tolerance": 1,
+            "gaze": "reader's gaze (samples, preset gg-cam)",
+            "model": {
+                "overall": {"cc": over_studies(0.5), "pointing_game": over_studies(0.9)},
+                "classes": {"normal": {"cc": over_studies(0.4)}, "CHF": {"pointing_game": over_studies(0.8)}},
+            },
+            "uniform": {"overall": {"pointing_game": over_studies(0.41)}, "classes": {"normal": {}, "CHF": {}}},
+        },
         "notes": ["Intervals are percentile bootstrap over patients."],
     }
 
@@ -143,6 +154,10 @@ def history() -> list[dict[str, Any]]:
             "val_loss": 2.1 - 0.1 * epoch,
             "val_loss_saliency": 1 / epoch,
             "sigma_class": 1.0,
+            "sigma_attention": 1e-10 * 10**epoch,
+            "weight_class": 1.0,
+            "weight_attention": 0.5 * 1e20 / 100**epoch,
+            "cam_scale": 1 + 0.1 * epoch,
             "val_auc_macro": 0.5 + 0.04 * epoch,
             "val_cc": 0.05 * epoch,
             "val_kld": 1 / epoch,

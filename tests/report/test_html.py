@@ -86,7 +86,7 @@ def test_an_absent_part_leaves_no_trace(
 
 
 def test_a_class_only_run_speaks_of_no_attention(render: Render, report: Any) -> None:
-    del report["saliency"]
+    del report["saliency"], report["localisation"]
     report["attention"] = "none"
     page = render(report)
     assert page.sections == ["classification", "data", "notes", "settings", "glossary", "commands"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from radgaze.report.results import classification_context, saliency_context
+from radgaze.report.results import classification_context, localisation_context, saliency_context
 
 
 def test_the_best_mean_follows_the_direction_of_the_measure(report: Any) -> None:
@@ -76,3 +76,19 @@ def test_numbers_that_flatter_carry_a_caution(
 def test_a_split_by_image_carries_a_caution(render: Callable[..., Any], report: Any) -> None:
     report["cohort"]["split_by"] = "image"
     assert "a patient may be on both sides" in render(report).text
+
+
+def test_localisation_is_read_class_by_class_beside_a_uniform_map(report: Any) -> None:
+    context = localisation_context(report)
+    rows = {group["measure"].key: group["rows"] for group in context["groups"]}
+    assert [(row["name"], row["value"], row["uniform"]) for row in rows["pointing_game"]] == [
+        ("All classes", "0.900", "0.410"),
+        ("CHF", "0.800", ""),
+    ]
+    assert [row["name"] for row in rows["cc"]] == ["All classes", "normal"]
+    assert context["structures"] == [("CHF", "heart and mediastinum"), ("pneumonia", "lungs")]
+
+
+def test_no_localisation_without_a_measured_study(report: Any) -> None:
+    report["localisation"] = {"structures": {}, "model": {"overall": {}, "classes": {}}}
+    assert localisation_context(report) is None

@@ -2,7 +2,8 @@
 
 Attention is measured against the run's own attention target; where that is gaze, also at fixations (METHODS: NSS at
 fixations, never on the blurred map). Two predictions that need no network stand beside the model: the mean attention
-map of the training split, and a Gaussian with that map's centre and spread. Intervals are percentile bootstraps over
+map of the training split, and a Gaussian with that map's centre and spread. Class activation maps are measured where
+the cohort says their class shows itself, and against the reader's gaze. Intervals are percentile bootstraps over
 patients.
 """
 
@@ -20,19 +21,22 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 
 from radgaze import __version__
 from radgaze.cohort import Cohort, Study
 from radgaze.errors import InputError
 from radgaze.files import atomic_path, read_json, write_json
 from radgaze.gaze import Gaze, detect_fixations, fixation_map
+from radgaze.inference.localisation import Measured, cam_measures, localisation_section, per_study
 from radgaze.inference.predict import predict_studies, probabilities
+from radgaze.inference.summaries import number, over_studies, with_interval
 from radgaze.measures import classification, saliency, statistics
+from radgaze.models import Network
 from radgaze.report import GalleryItem, write_report
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.runs import Run
-from radgaze.training.trainer import auto_precision
+from radgaze.training.trainer import auto_precision, make_objective
 
 __all__ = ["evaluate"]
 
@@ -48,11 +52,13 @@ class Evaluation:
         studies: ``(N,)`` rows of the cohort.
         probabilities: ``(N, C)``, empty without a class head.
         saliency: predictor (``"model"``, ``"mean map"``, ``"centre"``) to measure to ``(N,)`` values.
+        localisation: map (``"model"``, ``"uniform"``) to measure to ``(N, C)`` values; empty without CAMs.
     """
 
     studies: NDArray[np.int64]
     probabilities: Tensor
     saliency: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    localisation: Measured = field(default_factory=dict)
 
 
 def evaluate(
@@ -90,10 +96,12 @@ def evaluate(
         raise InputError(f"Cohort {cohort.name!r} has no study in its {split!r} split; choose another split.")
     folder = Path(out) if out else run.path if home and split == "test" else run.path / f"{cohort.name}-{split}"
     network = run.network()
-    attention = attention_target(run, cohort)
+    attention = attention_target(run, cohort, needed=network.predicts_attention)
+    gaze = AttentionTarget("gaze", run.config.preset, run.config.sigma) if cohort.gaze_kind else None
     device = torch.device("cuda" if torch.cuda.is_available() and run.config.accelerator != "cpu" else "cpu")
 
-    result = measure(run, network.to(device), cohort, studies, attention, batch_size, progress)
+    compared = attention if network.predicts_attention else None
+    result = measure(run, network.to(device), cohort, studies, compared, gaze, batch_size, progress)
     patients = cohort.studies["patient_id"][studies].to_list()
     report: dict[str, Any] = {
         "radgaze": __version__,
@@ -101,7 +109,7 @@ def evaluate(
         "title": f"{run.config.method} on {cohort.name}",
         "run": {
             "method": run.config.method,
-            "scheme": run.config.objective.get("scheme", "uncertainty-class"),
+            **scheme(run),
             "seed": run.config.seed,
             "parameters": run.content["parameters"],
             "best_epoch": run.state.best_epoch,
@@ -126,12 +134,15 @@ def evaluate(
         "patients": len(set(patients)),
         "attention": run.content["attention"],
         "classes": run.classes,
-        "notes": notes(run, cohort, attention),
+        "notes": notes(run, cohort, compared, gaze if result.localisation else None),
     }
     if result.probabilities.numel():
         report["classification"] = classification_section(run, cohort, result, patients, resamples)
     if result.saliency:
         report["saliency"] = saliency_section(result, patients, resamples)
+    if result.localisation:
+        told = gaze.describe(cohort) if gaze is not None else None
+        report["localisation"] = localisation_section(cohort, result.localisation, told, patients, resamples)
     ranked_by, ranking = gallery_ranking(cohort, result)
     gallery = make_gallery(run, network, cohort, result, attention, ranked_by, ranking)
     if gallery:
@@ -154,21 +165,30 @@ def studies_per_split(cohort: Cohort) -> dict[str, dict[str, int]]:
     return table
 
 
-def attention_target(run: Run, cohort: Cohort) -> AttentionTarget | None:
-    """The target the run was trained with, if this cohort has it too."""
+def scheme(run: Run) -> dict[str, str]:
+    """The learning scheme, for a method that has a choice of them."""
+    chosen = getattr(make_objective(run.config), "scheme", None)
+    return {} if chosen is None else {"scheme": chosen}
+
+
+def attention_target(run: Run, cohort: Cohort, *, needed: bool) -> AttentionTarget | None:
+    """The target the run was trained with. A cohort without it is refused only where it is ``needed``: to measure."""
     if run.content["attention"] == "none":
         return None
     target = AttentionTarget(run.config.attention, run.config.preset, run.config.sigma)
+    if not needed and not target.is_in(cohort):
+        return None
     target.check(cohort)
     return target
 
 
 def measure(
     run: Run,
-    network: nn.Module,
+    network: Network,
     cohort: Cohort,
     studies: NDArray[np.int64],
     attention: AttentionTarget | None,
+    gaze: AttentionTarget | None,
     batch_size: int,
     progress: bool,
 ) -> Evaluation:
@@ -180,6 +200,7 @@ def measure(
     fixations = FixationCounts(cohort, studies) if fixated else None
     scores: list[Tensor] = []
     columns: dict[str, dict[str, list[Tensor]]] = {}
+    located: dict[str, dict[str, list[Tensor]]] = {}
     batches = predict_studies(
         network,
         cohort,
@@ -192,6 +213,8 @@ def measure(
     for batch, output in track(batches, description="evaluating", total=count, disable=not progress):
         if output.logits is not None and run.classes and run.content["task"] != "none":
             scores.append(probabilities(output.logits, run.content["task"]).cpu())
+        if output.cams is not None:
+            add_batch(located, cam_measures(cohort, batch.studies.tolist(), output.cams, gaze))
         if attention is None or output.saliency_logits is None:
             continue
         assert batch.attention is not None
@@ -203,17 +226,29 @@ def measure(
             given["baseline"] = predictors["mean map"]
         maps = {"model": output.saliency_logits.float().cpu()}
         maps |= {name: fixed.log().expand_as(maps["model"]) for name, fixed in predictors.items()}
+        measured = {}
         for name, prediction in maps.items():
             values = saliency.all_measures(prediction, logits=True, splits=None, **given)
-            for key, value in values.items():
-                # a study without attention has nothing to compare with
-                value = torch.where(batch.has_attention.cpu(), value, torch.nan)
-                columns.setdefault(name, {}).setdefault(key, []).append(value)
+            # a study without attention has nothing to compare with
+            here = batch.has_attention.cpu()
+            measured[name] = {key: torch.where(here, value, torch.nan) for key, value in values.items()}
+        add_batch(columns, measured)
     return Evaluation(
         studies,
         torch.cat(scores) if scores else torch.empty(0),
-        {name: {key: torch.cat(parts) for key, parts in keys.items()} for name, keys in columns.items()},
+        joined(columns),
+        joined(located),
     )
+
+
+def add_batch(columns: dict[str, dict[str, list[Tensor]]], batch: dict[str, dict[str, Tensor]]) -> None:
+    for name, measures in batch.items():
+        for key, values in measures.items():
+            columns.setdefault(name, {}).setdefault(key, []).append(values)
+
+
+def joined(columns: dict[str, dict[str, list[Tensor]]]) -> dict[str, dict[str, Tensor]]:
+    return {name: {key: torch.cat(parts) for key, parts in keys.items()} for name, keys in columns.items()}
 
 
 def mean_attention(cohort: Cohort, attention: AttentionTarget, batch_size: int = 64) -> Tensor:
@@ -322,49 +357,21 @@ def classification_section(
 
 
 def saliency_section(result: Evaluation, patients: Sequence[str], resamples: int) -> dict[str, Any]:
-    section: dict[str, Any] = {}
-    for predictor, columns in result.saliency.items():
-        names = list(columns)
-        interval = statistics.bootstrap(
-            statistics.mean(torch.stack([columns[name] for name in names], 1)), patients, resamples=resamples
-        )
-        section[predictor] = {}
-        for index, name in enumerate(names):
-            overall = statistics.summary(columns[name])
-            section[predictor][name] = {
-                "mean": number(overall.mean),
-                "median": number(overall.median),
-                "std": number(overall.std),
-                "low": number(interval.low[index]),
-                "high": number(interval.high[index]),
-                "n": overall.studies,
-            }
-    return section
+    return {predictor: over_studies(columns, patients, resamples) for predictor, columns in result.saliency.items()}
 
 
-def with_interval(interval: statistics.Interval, index: int) -> dict[str, float | None]:
-    return {
-        "value": number(interval.value[index]),
-        "low": number(interval.low[index]),
-        "high": number(interval.high[index]),
-    }
-
-
-def number(value: Tensor | float) -> float | None:
-    """A JSON number; an undefined measure (NaN) is null."""
-    value = float(value)
-    return value if math.isfinite(value) else None
-
-
-def notes(run: Run, cohort: Cohort, attention: AttentionTarget | None) -> list[str]:
+def notes(run: Run, cohort: Cohort, attention: AttentionTarget | None, located_by: AttentionTarget | None) -> list[str]:
+    """What to know of the figures: ``attention`` was measured against, ``located_by`` compared with the CAMs."""
     said = []
     if attention is not None and attention.kind == "gaze" and cohort.gaze_kind == "samples":
         said.append(
             "NSS, AUC-Judd, shuffled AUC and information gain are taken at fixations detected from the raw samples "
             f"(I-DT, 1 degree; {DEGREES_PER_HEIGHT:g} degrees per image height unless the source states its scale)."
         )
-    if attention is not None and attention.kind != "gaze":
-        said.append(f"The attention target is the {run.content['attention']}; no reader's gaze was used.")
+    if run.content["attention"] != "none" and not run.config.attention.startswith("gaze"):
+        said.append(f"The attention target is the {run.content['attention']}; no reader's gaze was used in training.")
+    if located_by is not None:
+        said.append(f"Class activation maps are compared with the {located_by.describe(cohort)}, on their own grid.")
     if attention is not None:
         said.append(
             "Baselines use the training split alone: its mean attention map, and a Gaussian of the same spread."
@@ -383,6 +390,8 @@ def write_table(result: Evaluation, run: Run, cohort: Cohort, path: Path) -> Non
             columns[f"probability_{name}"] = result.probabilities[:, index].numpy()
     for name, values in result.saliency.get("model", {}).items():
         columns[name] = values.numpy()
+    for name, values in result.localisation.get("model", {}).items():
+        columns[f"cam_{name}"] = per_study(values).numpy()
     with atomic_path(path) as partial:
         table.with_columns(**{name: pl.Series(values) for name, values in columns.items()}).write_csv(partial)
 
@@ -401,7 +410,7 @@ def gallery_ranking(cohort: Cohort, result: Evaluation) -> tuple[str, Tensor]:
 
 def make_gallery(
     run: Run,
-    network: nn.Module,
+    network: Network,
     cohort: Cohort,
     result: Evaluation,
     attention: AttentionTarget | None,
@@ -426,6 +435,8 @@ def make_gallery(
             if fixations is not None and len(fixations):
                 points = torch.stack(study.grid.to_grid(fixations.x, fixations.y), 1).numpy()
             scores = {ranked_by: ranking[place].item()}
+            located = result.localisation.get("model", {})
+            scores |= {name: per_study(values[place : place + 1]).item() for name, values in located.items()}
             scores |= {name: values[place].item() for name, values in result.saliency.get("model", {}).items()}
             items.append(
                 GalleryItem(
@@ -434,6 +445,9 @@ def make_gallery(
                     image=batch.images[0, 0].cpu().numpy(),
                     attention=batch.attention[0].cpu().numpy() if batch.attention is not None else None,
                     prediction=predicted[0].cpu().numpy() if predicted is not None and attention is not None else None,
+                    cams=dict(zip(run.classes, output.cams[0].float().cpu().numpy(), strict=True))
+                    if output.cams is not None
+                    else None,
                     probabilities=dict(zip(run.classes, result.probabilities[place].tolist(), strict=True))
                     if result.probabilities.numel()
                     else None,

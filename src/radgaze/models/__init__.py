@@ -1,7 +1,9 @@
 """Networks. Each is rebuilt from a plain dictionary and returns an :class:`Output`."""
 
 from radgaze.models.build import build, load_weights, parameters, save_weights
+from radgaze.models.gaze_cam import GazeCAM
 from radgaze.models.mt_unet import MTUNet
+from radgaze.models.network import Network
 from radgaze.models.output import Output
 
-__all__ = ["MTUNet", "Output", "build", "load_weights", "parameters", "save_weights"]
+__all__ = ["GazeCAM", "MTUNet", "Network", "Output", "build", "load_weights", "parameters", "save_weights"]

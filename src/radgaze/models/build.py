@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
 from radgaze.files import atomic_path
+from radgaze.models.gaze_cam import GazeCAM
 from radgaze.models.mt_unet import MTUNet
+from radgaze.models.network import Network
 
 __all__ = ["NETWORKS", "build", "load_weights", "parameters", "save_tensors", "save_weights"]
 
-NETWORKS: dict[str, type[nn.Module]] = {MTUNet.name: MTUNet}
+NETWORKS: dict[str, type[Network]] = {network.name: network for network in (MTUNet, GazeCAM)}
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def build(config: Mapping[str, Any]) -> nn.Module:
+def build(config: Mapping[str, Any]) -> Network:
     """The network that ``config`` describes, with fresh weights.
 
     Args:
@@ -56,7 +60,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_tensors(model.state_dict(), path)
 
 
-def load_weights(model: nn.Module, path: Path) -> nn.Module:
+def load_weights(model: AnyModule, path: Path) -> AnyModule:
     """Fill ``model`` with the weights in ``path`` and return it; names and shapes must match exactly.
 
     Raises:

@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
+from radgaze.models.network import Network, check_size
 from radgaze.models.output import Output
+from radgaze.models.weights import load_encoder_weights
 
 __all__ = ["MTUNet"]
 
 HIDDEN_FEATURES_WITH_ENCODER = 64  # the class head's hidden width where there is no base width to follow
 
 
-class MTUNet(nn.Module):
+class MTUNet(Network):
     """U-Net with a class head and a saliency head.
 
     Args:
@@ -46,6 +47,7 @@ class MTUNet(nn.Module):
     """
 
     name = "mt-unet"
+    predicts_attention = True
 
     def __init__(
         self,
@@ -180,46 +182,3 @@ def class_head(in_features: int, hidden: int, num_classes: int) -> nn.Sequential
 
 def saliency_head(channels: int) -> nn.Sequential:
     return nn.Sequential(*conv_bn_relu(channels, channels), nn.Conv2d(channels, 1, kernel_size=1))
-
-
-def check_size(images: Tensor, in_channels: int, multiple: int) -> None:
-    """Refuse shapes the network cannot halve often enough, naming the padded size that it can."""
-    if images.ndim != 4 or images.shape[1] != in_channels:
-        raise InputError(
-            f"The network got images of shape {tuple(images.shape)}; expected (batch, {in_channels}, height, width)."
-        )
-    height, width = images.shape[-2:]
-    padded = [-(-side // multiple) * multiple for side in (height, width)]
-    if [height, width] != padded:
-        raise InputError(
-            f"Images of {height}x{width} do not divide by {multiple}; pad or resize them to {padded[0]}x{padded[1]}."
-        )
-
-
-def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
-    """Load a safetensors file of ImageNet weights; the classifier's own layers in it are ignored."""
-    if path.suffix != ".safetensors":
-        raise InputError(
-            f"Weights {str(path)!r} are not a .safetensors file; convert them with safetensors.torch.save_file "
-            "(pickled weights are never loaded)."
-        )
-    if not path.is_file():
-        raise InputError(f"There is no weights file {str(path)!r}; give an existing .safetensors file.")
-    state = load_file(path)
-    wanted = encoder.state_dict()
-    prefix = "model." if any(key.startswith("model.") for key in wanted) else ""  # timm networks sit under `model`
-    found = {prefix + key: value for key, value in state.items() if prefix + key in wanted} or {
-        key: value for key, value in state.items() if key in wanted
-    }
-    for key, value in found.items():
-        if key.endswith("weight") and value.ndim == 4 and value.shape[1] == 3 and wanted[key].shape[1] == 1:
-            found[key] = value.sum(1, keepdim=True)  # a grey image repeated thrice meets the sum of the colour taps
-    missing = sorted(key for key in wanted if key not in found and not key.endswith("num_batches_tracked"))
-    wrong = sorted(key for key, value in found.items() if value.shape != wanted[key].shape)
-    if missing or wrong:
-        problem = f"lack {missing[0]!r}" if missing else f"have another shape for {wrong[0]!r}"
-        raise InputError(
-            f"The weights in {str(path)!r} {problem} ({len(missing) + len(wrong)} tensors do not fit); "
-            "give the weights of this very encoder."
-        )
-    encoder.load_state_dict(found, strict=False)

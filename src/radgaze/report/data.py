@@ -97,6 +97,7 @@ def measures_used(
     """The glossary's entries for the measures this report shows, and no others."""
     used = set(section(report, "classification"))
     used |= {key for maps in section(report, "saliency").values() if isinstance(maps, Mapping) for key in maps}
+    used |= set(section(section(section(report, "localisation"), "model"), "overall"))
     used |= {key.removeprefix("val_") for row in history for key in row}
     used |= {key for shown in scores for key in shown}
     return [measure for key, measure in GLOSSARY.items() if key in used]

@@ -86,6 +86,32 @@ _SALIENCY = (
     ),
 )
 
+_LOCALISATION = (
+    Measure(
+        "pointing_game",
+        "Pointing game",
+        "higher",
+        "0 to 1",
+        "Share of studies where any pixel of the class's structures lies in the 3×3 cells around the peak of the true "
+        "class's activation map.",
+    ),
+    Measure(
+        "energy_inside",
+        "Energy inside",
+        "higher",
+        "0 to 1",
+        "Share of the true class's positive activation that lies inside the class's structures.",
+    ),
+    Measure(
+        "iou",
+        "IoU",
+        "higher",
+        "0 to 1",
+        "Overlap, intersection over union, of the structures and the region where the activation reaches half its "
+        "maximum.",
+    ),
+)
+
 _CLASSIFICATION = (
     Measure(
         "auc_macro",
@@ -150,7 +176,7 @@ _CLASSIFICATION = (
     ),
 )
 
-GLOSSARY: dict[str, Measure] = {measure.key: measure for measure in (*_CLASSIFICATION, *_SALIENCY)}
+GLOSSARY: dict[str, Measure] = {measure.key: measure for measure in (*_CLASSIFICATION, *_SALIENCY, *_LOCALISATION)}
 """Every known measure by its key in ``report.json``, in the order in which tables show them."""
 
 BASELINES: dict[str, str] = {

@@ -23,6 +23,7 @@ __all__ = ["GalleryItem", "write_report"]
 HEADINGS = {
     "classification": "Diagnosis",
     "saliency": "Attention",
+    "localisation": "Localisation",
     "gallery": "Studies",
     "training": "Training",
     "data": "Data",
@@ -81,6 +82,7 @@ def _context(
         "cards": summary.cards(report),
         "classification": results.classification_context(report),
         "saliency": results.saliency_context(report),
+        "localisation": results.localisation_context(report),
         "training": training.training_context(history, run),
         "gallery": gallery_context(gallery, report),
         "data": data.data_context(report),

@@ -1,4 +1,4 @@
-"""Tables and plots of the results: diagnosis and attention."""
+"""Tables and plots of the results: diagnosis, attention and localisation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from radgaze.report.data import matrix_table
 from radgaze.report.figures import Curve
 from radgaze.report.glossary import BASELINES, describe
 from radgaze.report.summary import method_name
-from radgaze.report.values import count, estimate, finite, interval, number, ordered, section
+from radgaze.report.values import count, estimate, finite, interval, listing, number, ordered, section
 
-__all__ = ["classification_context", "saliency_context"]
+__all__ = ["classification_context", "localisation_context", "saliency_context"]
 
 
 def classification_context(report: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -74,6 +74,45 @@ def saliency_context(report: Mapping[str, Any]) -> dict[str, Any] | None:
         ]
         groups.append({"measure": measure, "rows": rows})
     return {"groups": groups, "baselines": [(name, BASELINES[name]) for name in names if name in BASELINES]}
+
+
+def localisation_context(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Each measure of ``report["localisation"]`` over all classes and class by class, beside a uniform map's mean."""
+    part = section(report, "localisation")
+    model, uniform = section(part, "model"), section(part, "uniform")
+    if not section(model, "overall"):
+        return None
+    named = section(model, "classes")
+    order = [str(name) for name in report.get("classes") or named if section(named, str(name))]
+    groups = []
+    for key in ordered(section(model, "overall")):
+        measure = describe(key)
+        places = [("All classes", section(model, "overall"), section(uniform, "overall"))]
+        places += [(name, section(named, name), section(section(uniform, "classes"), name)) for name in order]
+        rows = []
+        for name, ours, flat in places:
+            if key not in ours:
+                continue
+            measured, chance = estimate(ours[key]), finite(estimate(flat.get(key))["value"])
+            domain = (-1.0, 1.0) if measure.span == "−1 to 1" else (0.0, 1.0)
+            rows.append(
+                {
+                    "name": name,
+                    "overall": ours is section(model, "overall"),
+                    "value": number(measured["value"]),
+                    "interval": interval(measured),
+                    "uniform": "" if chance is None else number(chance),
+                    "n": count(measured.get("n")),
+                    "mark": _mark(measured, domain, measure.chance if chance is None else chance, "series-1"),
+                }
+            )
+        groups.append({"measure": measure, "rows": rows})
+    structures = {str(name): list(found) for name, found in section(part, "structures").items() if found}
+    return {
+        "groups": groups,
+        "structures": [(name, listing(found)) for name, found in structures.items()],
+        "gaze": part.get("gaze"),
+    }
 
 
 def _is_estimate(value: Any) -> bool:

@@ -15,7 +15,11 @@ __all__ = ["attention_target", "cards", "cautions", "method_name", "paragraph", 
 METHODS = {"mt-unet": "MT-UNet", "gg-cam": "GG-CAM", "classifier": "Classifier"}
 SPLITS = {"train": "training split", "val": "validation split", "test": "test split", "all": "whole cohort"}
 SPLIT_BY = {"patient": "split by patient", "image": "split by image", "source": "split as published"}
-HEADLINES = {"classification": ("auc_macro", "accuracy", "ece"), "saliency": ("cc", "kld", "nss")}
+HEADLINES = {
+    "classification": ("auc_macro", "accuracy", "ece"),
+    "saliency": ("cc", "kld", "nss"),
+    "localisation": ("pointing_game", "energy_inside", "cc"),
+}
 
 
 def method_name(run: Mapping[str, Any]) -> str:
@@ -53,6 +57,13 @@ def paragraph(report: Mapping[str, Any]) -> Markup:
         sentences.append(
             Markup("{} attention maps correlate with the target at CC {}{}.").format(subject, told, _against(saliency))
         )
+    if (told := _told(_overall(report, "model").get("energy_inside"))) is not None:
+        flat = number(estimate(_overall(report, "uniform").get("energy_inside"))["value"])
+        sentences.append(
+            Markup(
+                "Of the true class’s activation, a share of {} lies inside its structures; of a uniform map, {}."
+            ).format(told, flat)
+        )
     return Markup(" ").join(sentences)
 
 
@@ -70,25 +81,35 @@ def cautions(report: Mapping[str, Any]) -> list[str]:
 
 
 def cards(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The headline numbers, up to three for each head; attention beside its strongest usual baseline, the mean map."""
+    """The headline numbers, up to three for each head; maps beside their strongest usual baseline."""
     saliency = section(report, "saliency")
+    sources = {
+        "classification": {"model": section(report, "classification")},
+        "saliency": {name: section(saliency, name) for name in ("model", *BASELINES)},
+        "localisation": {name: _overall(report, name) for name in ("model", "uniform")},
+    }
     shown = []
     for part, keys in HEADLINES.items():
-        source = section(saliency, "model") if part == "saliency" else section(report, part)
+        source = sources[part]
         for key in keys:
-            if key not in source:
+            if key not in source["model"]:
                 continue
-            measured = estimate(source[key])
-            rival = next((name for name in BASELINES if part == "saliency" and key in section(saliency, name)), None)
+            measured = estimate(source["model"][key])
+            rival = next((name for name in BASELINES if key in source.get(name, {})), None)
             shown.append(
                 {
                     "measure": describe(key),
                     "value": number(measured["value"]),
                     "interval": interval(measured),
-                    "baseline": rival and f"{rival}: {number(estimate(saliency[rival][key])['value'])}",
+                    "baseline": rival and f"{rival}: {number(estimate(source[rival][key])['value'])}",
                 }
             )
     return shown
+
+
+def _overall(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Localisation over all classes, of the ``"model"`` or of the ``"uniform"`` map."""
+    return section(section(section(report, "localisation"), name), "overall")
 
 
 def _training_sentence(report: Mapping[str, Any]) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from radgaze.report import figures
@@ -14,8 +14,14 @@ from radgaze.report.values import finite, number, plain
 
 __all__ = ["training_context"]
 
-LOSSES = {"": "Total loss", "_class": "Classification loss", "_saliency": "Saliency loss"}
-RATE = "Learning rate"
+LOSSES = {
+    "": "Total loss",
+    "_class": "Classification loss",
+    "_saliency": "Saliency loss",
+    "_attention": "Attention loss of the CAMs",
+}
+RATE, SIGMAS, WEIGHTS = "Learning rate", "Learned σ", "Weights of the loss terms"
+SPREAD = 100.0  # σ that differ by more than this need a logarithmic axis
 
 
 def training_context(history: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -28,7 +34,8 @@ def training_context(history: Sequence[Mapping[str, Any]], run: Mapping[str, Any
     events = [(epoch, str(row["event"])) for epoch, row in zip(epochs, history, strict=True) if row.get("event")]
     panels = []
     for index, (heading, wanted) in enumerate(_panels(columns)):
-        log = heading == RATE
+        rate = heading == RATE
+        log = rate or heading == WEIGHTS or (heading == SIGMAS and _spread(history, wanted.values()) > SPREAD)
         curves: list[Curve] = []
         legend = []
         for name, column in wanted.items():
@@ -46,12 +53,12 @@ def training_context(history: Sequence[Mapping[str, Any]], run: Mapping[str, Any
             f"curve-{index}",
             curves,
             alt=f"{heading} over {len(history)} epochs: {ends}.",
-            steps=log,
+            steps=rate,
             log=log,
             best=best,
-            events=[epoch for epoch, _ in events] if log else (),
+            events=[epoch for epoch, _ in events] if rate else (),
         )
-        panels.append({"heading": heading, "legend": legend, "plot": plot, "events": log and bool(events)})
+        panels.append({"heading": heading, "legend": legend, "plot": plot, "events": rate and bool(events)})
     return {
         "panels": panels,
         "best": None if best is None else f"{best:g}",
@@ -74,7 +81,15 @@ def _panels(columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
         if not is_bounded(key):
             yield f"Validation {describe(key).name}", {"validation": f"val_{key}"}
     yield RATE, {"rate": "lr"}
-    yield "Learned σ", {name.removeprefix("sigma_"): name for name in columns if name.startswith("sigma_")}
+    yield WEIGHTS, {name.removeprefix("weight_"): name for name in columns if name.startswith("weight_")}
+    yield SIGMAS, {name.removeprefix("sigma_"): name for name in columns if name.startswith("sigma_")}
+    yield "Scale k of the CAMs", {"k": "cam_scale"} if "cam_scale" in columns else {}
+
+
+def _spread(history: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> float:
+    """The largest of some columns' positive values, divided by the smallest."""
+    known = [value for name in columns for row in history if (value := finite(row.get(name))) is not None and value > 0]
+    return max(known) / min(known) if known else 1.0
 
 
 def _cell(column: str, value: Any) -> str:

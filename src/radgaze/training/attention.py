@@ -52,16 +52,15 @@ class AttentionTarget:
     def name(self) -> str:
         return self.spec.partition(":")[2]
 
+    def is_in(self, cohort: Cohort) -> bool:
+        """Whether a cohort has anything of the kind."""
+        wanted = self.spec if self.kind == "mask" else self.kind
+        return self.kind == "none" or wanted in available_targets(cohort)
+
     def check(self, cohort: Cohort) -> None:
         """Refuse a cohort that has nothing of the kind, naming what it does have."""
-        available = []
-        if cohort.gaze_kind:
-            available.append("gaze")
-        available += [f"mask:{name}" for name in cohort.structures]
-        if cohort.has_boxes:
-            available.append("boxes")
-        wanted = self.spec if self.kind == "mask" else self.kind
-        if self.kind != "none" and wanted not in available:
+        if not self.is_in(cohort):
+            available = available_targets(cohort)
             raise InputError(
                 f"Cohort {cohort.name!r} has no attention target {self.spec!r}; it has "
                 f"{', '.join(available) if available else 'none at all, so import it with gaze, masks or boxes'}."
@@ -145,6 +144,11 @@ class AttentionTarget:
                 columns = covered(grid.x0, grid.dx, width, box.xmin, box.xmax)
                 maps[position] = torch.maximum(maps[position], rows[:, None] * columns[None, :])
         return maps, present
+
+
+def available_targets(cohort: Cohort) -> list[str]:
+    masks = [f"mask:{name}" for name in cohort.structures]
+    return ["gaze"] * bool(cohort.gaze_kind) + masks + ["boxes"] * cohort.has_boxes
 
 
 def covered(first: float, step: float, count: int, low: float, high: float) -> Tensor:

@@ -47,6 +47,7 @@ class RunConfig(Strict):
     """Everything that decides a run's outcome, apart from the cohort. The defaults are MT-UNet's, as published."""
 
     method: str = "mt-unet"
+    recipe: str | None = None  # the method's named settings this run started from; all of them stand below
     model: dict[str, Any] = Field(default_factory=dict)  # arguments of the network; classes come from the cohort
     objective: dict[str, Any] = Field(default_factory=dict)  # arguments of the objective
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError, nearest
 from radgaze.models import Output
+from radgaze.models.gaze_cam import GazeCAM
 from radgaze.models.mt_unet import MTUNet
-from radgaze.objectives import MTUNetObjective, Supervision, Term
-from radgaze.training.config import RunConfig
+from radgaze.objectives import ClassifierObjective, GazeCAMObjective, MTUNetObjective, Supervision, Term
+from radgaze.training.config import Augmentation, RunConfig
 
 __all__ = ["METHODS", "Method", "Objective", "find_method", "network_config", "resolve"]
 
@@ -26,6 +27,7 @@ class Objective(Protocol):
 
     def terms(self, output: Output, batch: Supervision) -> dict[str, Term]: ...
     def combine(self, means: dict[str, Tensor]) -> Tensor: ...
+    def predicted_attention(self, output: Output, batch: Supervision) -> Tensor | None: ...
     def scalars(self) -> dict[str, float]: ...
 
 
@@ -37,8 +39,9 @@ class Method:
         name: As on the command line.
         network: Name of its network in ``radgaze.models.build.NETWORKS``.
         objective: Its objective; called with ``config.objective``.
-        recipe: Settings that differ from the defaults of :class:`RunConfig`.
         summary: One line for help texts.
+        recipe: Settings that differ from the defaults of :class:`RunConfig`.
+        recipes: Named sets of settings on top of ``recipe``, such as the papers'.
     """
 
     name: str
@@ -46,6 +49,30 @@ class Method:
     objective: type[nn.Module]
     summary: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+CAM_RECIPE = {"preset": "gg-cam", "batch_size": 4, "learning_rate": 1e-3}
+
+
+def released(guided: bool) -> dict[str, dict[str, Any]]:
+    """The settings GG-CAM was published with; the control shares all but the objective's starting values."""
+    starts = {
+        "paper-resnet50": ("resnet50", 5e-3, {"log_sigma_class": 7.0, "log_sigma_attention": -23.0}),
+        "paper-efficientnetv2-s": ("efficientnetv2_s", 6e-3, {"log_sigma_class": 7.0, "log_sigma_attention": -16.0}),
+    }
+    return {
+        name: {
+            "model": {"backbone": backbone},
+            "objective": {**objective, "log_scale": 0.0} if guided else {},
+            "optimizer": "adam",
+            "learning_rate": rate,
+            "batch_size": 4,
+            "schedule": "plateau",
+            "augmentation": Augmentation.none().model_dump(),
+        }
+        for name, (backbone, rate, objective) in starts.items()
+    }
 
 
 METHODS = {
@@ -56,7 +83,23 @@ METHODS = {
             network=MTUNet.name,
             objective=MTUNetObjective,
             summary="one U-Net predicts attention and disease, weighted by uncertainty",
-        )
+        ),
+        Method(
+            name="gg-cam",
+            network=GazeCAM.name,
+            objective=GazeCAMObjective,
+            summary="a classifier whose class activation maps are guided by gaze",
+            recipe=CAM_RECIPE,
+            recipes=released(guided=True),
+        ),
+        Method(
+            name="classifier",
+            network=GazeCAM.name,
+            objective=ClassifierObjective,
+            summary="the same classifier without guidance, the control of gg-cam",
+            recipe=CAM_RECIPE,
+            recipes=released(guided=False),
+        ),
     ]
 }
 
@@ -68,8 +111,20 @@ def find_method(name: str) -> Method:
 
 
 def resolve(method: str, settings: Mapping[str, Any]) -> RunConfig:
-    """The full config of a run: the defaults, then the method's recipe, then the user's settings."""
-    return RunConfig.parse({**find_method(method).recipe, **settings, "method": method})
+    """The full config of a run: the defaults, then the method's recipe, then the named one, then the user's settings.
+
+    Arguments of the network and of the objective are merged one by one, so that a recipe keeps those not given.
+    """
+    found, name = find_method(method), settings.get("recipe")
+    if name is not None and name not in found.recipes:
+        hint = nearest(str(name), found.recipes) if found.recipes else "it has none but its defaults, so leave it out."
+        raise InputError(f"The method {method!r} has no recipe {name!r}: {hint}")
+    merged: dict[str, Any] = {}
+    for layer in (found.recipe, found.recipes[name] if name is not None else {}, settings):
+        for key, value in layer.items():
+            together = key in ("model", "objective") and isinstance(value, Mapping)
+            merged[key] = {**merged.get(key, {}), **value} if together else value
+    return RunConfig.parse({**merged, "method": method})
 
 
 def network_config(config: RunConfig, cohort: Cohort, *, with_classes: bool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
 from radgaze.files import read_json, write_json, write_text
-from radgaze.models import build, load_weights
+from radgaze.models import Network, build, load_weights
 from radgaze.models.build import save_tensors
 from radgaze.training.config import RunConfig
 from radgaze.training.schedule import Plateau
@@ -188,7 +188,7 @@ class Run:
             )
         return cohort
 
-    def network(self) -> nn.Module:
+    def network(self) -> Network:
         """The network with its best weights, in evaluation mode, on the CPU."""
         return load_weights(build(self.content["network"]), self.path / "weights.safetensors").eval()
 

@@ -34,7 +34,7 @@ from radgaze.cohort import Cohort
 from radgaze.errors import InputError, RadgazeError
 from radgaze.files import folder_lock, write_json
 from radgaze.measures import classification, saliency
-from radgaze.models import Output, build, parameters
+from radgaze.models import Network, Output, build, parameters
 from radgaze.models.build import save_tensors
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.config import RunConfig
@@ -100,6 +100,7 @@ def fit(
         check_folder(out, content, resume)
         torch.manual_seed(config.seed)
         network = build(network_settings)
+        network.attention_size(cohort.size)  # refuses images the network cannot take before anything is written
         content["network"] = network.config
         content["parameters"] = parameters(network)
         fabric = make_fabric(config)  # starts the other processes, which come here by themselves
@@ -146,9 +147,15 @@ def check_trainable(cohort: Cohort, config: RunConfig, objective: Objective, att
                     )
     if objective.needs_labels and cohort.task == "none":
         raise InputError(
-            f"Cohort {cohort.name!r} has no labels; import it with a label column, or train with scheme saliency-only."
+            f"Cohort {cohort.name!r} has no labels; import it with a label column, or train mt-unet with scheme "
+            "saliency-only."
         )
     if objective.needs_attention:
+        if attention.kind == "none":
+            raise InputError(
+                f"Method {config.method!r} learns from attention, but the attention target is 'none'; give gaze, "
+                "mask:NAME or boxes, or train without (classifier is gg-cam's control, class-only mt-unet's scheme)."
+            )
         attention.check(cohort)
     if config.monitor == "val_auc_macro" and not objective.needs_labels:
         raise InputError("monitor='val_auc_macro' needs class scores; use monitor='val_loss' for this objective.")
@@ -208,7 +215,7 @@ class Trainer:
         cohort: Cohort,
         out: Path,
         config: RunConfig,
-        network: nn.Module,
+        network: Network,
         objective: Any,
         attention: AttentionTarget,
         fabric: Fabric,
@@ -228,6 +235,7 @@ class Trainer:
         # Fabric's wrapper handles devices and precision; the plain learner is what is saved
         self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.learner, self.optimizer)
 
+        self.attention_size = network.attention_size(cohort.size)
         target = attention if objective.needs_attention else None
         self.train_loader, self.train_batches = self.make_loader("train", target)
         self.val_loader, _ = self.make_loader("val", target)
@@ -238,6 +246,7 @@ class Trainer:
             self.cohort,
             self.cohort.indices(split),
             attention,
+            self.attention_size,
             augmentation=config.augmentation if training else None,
             seed=config.seed,
         )
@@ -391,9 +400,11 @@ class Trainer:
                 keep(f"{name}_used", batch.positions, term.used)
             if output.logits is not None:
                 keep("logits", batch.positions, output.logits)
-            if "saliency" in terms:
+            predicted = self.objective.predicted_attention(output, batch)
+            if predicted is not None:
                 assert batch.attention is not None
-                keep("cc", batch.positions, saliency.cc(output.saliency(), batch.attention).nan_to_num(0.0))
+                keep("cc", batch.positions, saliency.cc(predicted, batch.attention).nan_to_num(0.0))
+                keep("has_attention", batch.positions, batch.has_attention)
         # every row was filled by one process, so a sum over processes puts the split together exactly
         columns = {name: self.summed(values).cpu() for name, values in columns.items()}
 
@@ -405,7 +416,7 @@ class Trainer:
         on_device = {name: mean.to(self.fabric.device) for name, mean in means.items()}
         row["val_loss"] = self.objective.combine(on_device).item()
         if "cc" in columns:
-            used = columns["saliency_used"]
+            used = columns["has_attention"]
             row["val_cc"] = ((columns["cc"] * used).sum() / used.sum().clamp(min=1)).item()
         if "logits" in columns and self.objective.needs_labels:
             row |= class_measures(columns["logits"], self.cohort.targets[self.cohort.indices("val")])

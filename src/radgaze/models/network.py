@@ -1,0 +1,45 @@
+"""What every radgaze network has beside its forward pass."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from radgaze.errors import InputError
+
+__all__ = ["Network", "check_size"]
+
+
+class Network(nn.Module):
+    """A network that :func:`radgaze.models.build` can rebuild from its :attr:`config`; it returns an ``Output``."""
+
+    name: ClassVar[str]
+    config: dict[str, Any]
+    predicts_attention: ClassVar[bool] = False  # whether its output has saliency_logits
+
+    def attention_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Size (h, w) of the attention maps the network is taught with, for images of ``size``: the images' own.
+
+        Raises:
+            InputError: The network cannot take images of that size.
+        """
+        return size
+
+
+def check_size(images: Tensor, in_channels: int, multiple: int) -> None:
+    """Refuse shapes the network cannot halve often enough, naming the padded size that it can."""
+    if images.ndim != 4 or images.shape[1] != in_channels:
+        raise InputError(
+            f"The network got images of shape {tuple(images.shape)}; expected (batch, {in_channels}, height, width)."
+        )
+    check_multiple((images.shape[-2], images.shape[-1]), multiple)
+
+
+def check_multiple(size: tuple[int, int], multiple: int) -> None:
+    height, width = size
+    padded = [-(-side // multiple) * multiple for side in (height, width)]
+    if [height, width] != padded:
+        raise InputError(
+            f"Images of {height}x{width} do not divide by {multiple}; pad or resize them to {padded[0]}x{padded[1]}."
+        )
