@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from radgaze import measures, models
+    from radgaze import measures, models, redundancy
     from radgaze.cohort import Cohort, Study
     from radgaze.cohort.phantom import make_phantom
     from radgaze.cohort.sources.egd_cxr import import_egd_cxr
@@ -42,6 +42,7 @@ __all__ = [
     "make_phantom",
     "measures",
     "models",
+    "redundancy",
     "render",
     "render_batch",
 ]
@@ -62,7 +63,7 @@ HOME_OF = {name: home for home, names in HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("measures", "models"):
+    if name in ("measures", "models", "redundancy"):
         return import_module(f"radgaze.{name}")
     if name in HOME_OF:
         return getattr(import_module(f"radgaze.{HOME_OF[name]}"), name)
