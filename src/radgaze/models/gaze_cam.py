@@ -7,8 +7,8 @@ weighing the channels commute, so this is the usual classifier (global average p
 W / K); only the order differs, and with it the maps come out differentiable, with no hook and no second pass.
 
 Deviations: the backbone is any convolutional network of timm by name. The papers' two are ``"resnet50"`` and
-``"efficientnetv2_s"``, of the same size as torchvision's (``"tf_efficientnetv2_s"`` is the variant with published ImageNet
-weights). W starts at unit variance: the usual start of a layer that sums, 1 / sqrt(K), would make the maps
+``"efficientnetv2_s"``, of the same size as torchvision's (``"tf_efficientnetv2_s"`` is the variant with published
+ImageNet weights). W starts at unit variance: the usual start of a layer that sums, 1 / sqrt(K), would make the maps
 of one that averages sqrt(K) times fainter, and Adam's first hundreds of steps would go into making up for it.
 """
 
