@@ -99,15 +99,8 @@ def import_egd_cxr_command(
         gaze=gaze,
         drop_invalid=drop_invalid,
         drop_blinks=drop_blinks,
-        size=parse_size(size),
-        fit=fit,
-        canvas=parse_size(canvas) if canvas else None,
         split=split,
-        seed=seed,
-        workers=workers,
-        strict=strict,
-        overwrite=overwrite,
-        progress=not quiet,
+        **engine_options(size, fit, canvas, seed, workers, strict, overwrite, quiet),
     )
     print_cohort(cohort, as_json)
 
@@ -141,15 +134,8 @@ def import_reflacx_command(
         name=name,
         gaze=gaze,
         phases=parse_integers(phases, "--phases"),
-        size=parse_size(size),
-        fit=fit,
-        canvas=parse_size(canvas) if canvas else None,
         split=split,
-        seed=seed,
-        workers=workers,
-        strict=strict,
-        overwrite=overwrite,
-        progress=not quiet,
+        **engine_options(size, fit, canvas, seed, workers, strict, overwrite, quiet),
     )
     print_cohort(cohort, as_json)
 
@@ -185,14 +171,7 @@ def import_tables_command(
         gaze=gaze,
         boxes=boxes,
         name=name,
-        size=parse_size(size),
-        fit=fit,
-        canvas=parse_size(canvas) if canvas else None,
-        seed=seed,
-        workers=workers,
-        strict=strict,
-        overwrite=overwrite,
-        progress=not quiet,
+        **engine_options(size, fit, canvas, seed, workers, strict, overwrite, quiet),
         **{key: value for key, value in optional.items() if value is not None},
     )
     print_cohort(cohort, as_json)
@@ -403,6 +382,22 @@ def demo(
         print_json(report)
     else:
         print_report(report)
+
+
+def engine_options(
+    size: str, fit: str, canvas: str | None, seed: int, workers: int | None, strict: bool, overwrite: bool, quiet: bool
+) -> dict[str, Any]:
+    """What every import takes, as `write_cohort` names it."""
+    return {
+        "size": parse_size(size),
+        "fit": fit,
+        "canvas": parse_size(canvas) if canvas else None,
+        "seed": seed,
+        "workers": workers,
+        "strict": strict,
+        "overwrite": overwrite,
+        "progress": not quiet,
+    }
 
 
 def parse_size(text: str) -> tuple[int, int]:
