@@ -235,6 +235,31 @@ def split(
     print_cohort(resplit(folder, by=by, seed=seed), as_json)
 
 
+@app.command(epilog="Example: radgaze shortcut cohort --out cohort-shortcut --rate 0.95")
+def shortcut(
+    folder: Annotated[Path, typer.Argument(metavar="COHORT")],
+    out: Out,
+    rate: Annotated[
+        float, typer.Option(help="Share of training and validation images that the marker gives away.")
+    ] = 0.95,
+    test: Annotated[str, typer.Option(help="Markers of the test images: random, absent, or swapped.")] = "random",
+    size: Annotated[float, typer.Option(help="Side of the marker, as a share of the image's shorter side.")] = 0.08,
+    classes: Annotated[
+        str | None, typer.Option(help="The two to four classes to give away, A,B; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the lots.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Copy a cohort with a corner marker that gives the class away, except in the test split: a robustness test."""
+    from radgaze.cohort import plant_shortcut
+
+    named = classes.split(",") if classes else None
+    print_cohort(
+        plant_shortcut(folder, out, rate=rate, test=test, size=size, classes=named, seed=seed),  # type: ignore[arg-type]
+        as_json,
+    )
+
+
 @app.command(epilog="Example: radgaze train mt-unet cohort --out runs/first --epochs 60 --seed 1")
 def train(
     method: Annotated[str, typer.Argument(help="mt-unet, gg-cam, or classifier (gg-cam's control).")],

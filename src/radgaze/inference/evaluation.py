@@ -379,6 +379,11 @@ def notes(run: Run, cohort: Cohort, attention: AttentionTarget | None, located_b
         said.append(
             "Baselines use the training split alone: its mean attention map, and a Gaussian of the same spread."
         )
+    if shortcut := cohort.meta.get("shortcut"):
+        said.append(
+            f"A shortcut is planted in the images: a corner marker tells the class of {shortcut['rate']:.0%} of the "
+            f"training and validation images, and is {shortcut['test']} in the test split."
+        )
     if cohort.meta["split_by"] == "image":
         said.append("The split is by image: patients are on both sides, so these figures are too good.")
     return said
