@@ -148,6 +148,10 @@ def import_tables_command(
     boxes: Annotated[Path | None, typer.Option(help="study_id, name, xmin, ymin, xmax, ymax")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the cohort in reports; the folder's by default.")] = None,
     gaze_kind: Annotated[str | None, typer.Option(help="Whether the gaze table holds samples or fixations.")] = None,
+    structure: Annotated[
+        list[str] | None,
+        typer.Option(help="Where a class shows itself, for localisation: CLASS=MASK[,MASK], e.g. pneumonia=lungs."),
+    ] = None,
     size: Size = "640x512",
     fit: Fit = "letterbox",
     canvas: Canvas = None,
@@ -165,6 +169,8 @@ def import_tables_command(
     from radgaze.cohort.sources.tables import import_tables
 
     optional: dict[str, Any] = {"gaze_kind": gaze_kind, "split": split}
+    if structure:
+        optional["class_structures"] = parse_structures(structure)
     cohort = import_tables(
         images,
         out,
@@ -443,6 +449,16 @@ def parse_integers(text: str, option: str) -> tuple[int, ...]:
         raise InputError(f"{option} {text!r} is not a list of whole numbers; write for example 1,2,3.") from None
 
 
+def parse_structures(pairs: list[str]) -> dict[str, list[str]]:
+    structures = {}
+    for pair in pairs:
+        name, equals, masks = pair.partition("=")
+        if not (name and equals and masks):
+            raise InputError(f"--structure {pair!r} is not CLASS=MASK[,MASK]; write for example pneumonia=lungs.")
+        structures[name] = masks.split(",")
+    return structures
+
+
 def parse_setting(pair: str) -> tuple[str, Any]:
     key, equals, value = pair.partition("=")
     if not (key and equals):
@@ -508,6 +524,7 @@ def print_cohort(cohort: Cohort, as_json: bool) -> None:
         "gaze": cohort.gaze_kind,
         "gaze points": int(studies["gaze_count"].sum()),
         "masks": cohort.structures,
+        "class structures": cohort.class_structures,
         "boxes": cohort.has_boxes,
         "split by": cohort.meta["split_by"],
         "counts": cohort.meta["counts"],
@@ -521,7 +538,7 @@ def print_cohort(cohort: Cohort, as_json: bool) -> None:
         table.add_row(*map(str, row))
     tables.print(table)
     facts = Table(show_header=False, box=None)
-    for key in ("source", "size", "task", "gaze", "gaze points", "masks", "boxes", "split by"):
+    for key in ("source", "size", "task", "gaze", "gaze points", "masks", "class structures", "boxes", "split by"):
         value = summary[key]
         facts.add_row(key, " x ".join(map(str, value)) if key == "size" else readable(value))
     for key, value in cohort.meta["counts"].items():
@@ -539,6 +556,8 @@ def readable(value: Any) -> str:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {readable(entry)}" for key, entry in value.items()) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
