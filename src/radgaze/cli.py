@@ -289,7 +289,8 @@ def train(
         str | None, typer.Option(help="gg-cam, classifier: any CNN of timm, e.g. resnet50 or efficientnetv2_s.")
     ] = None,
     supervise: Annotated[
-        str | None, typer.Option(help="gg-cam: guide the CAM of the true-class, predicted-class, or class-agnostic.")
+        str | None,
+        typer.Option(help="gg-cam: guide the CAM of the true-class, predicted-class, class-agnostic, or decision."),
     ] = None,
     loss: Annotated[str | None, typer.Option(help="gg-cam: mse, kld or 1-cc between CAM and attention.")] = None,
     weights: Annotated[
