@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from radgaze.cohort import Cohort
 from radgaze.errors import InputError
 from radgaze.inference import grad_cam
-from radgaze.models import MTUNet, Network, build
+from radgaze.inference.evaluation import true_class_grad_cams
+from radgaze.inference.localisation import cam_measures, per_study
+from radgaze.models import GazeCAM, MTUNet, Network, build
+from radgaze.training import AttentionTarget
+from tests.cohorts import multilabel_cohort
 
 U_NET: dict[str, Any] = {"name": "mt-unet", "num_classes": 4, "width": 4}
 ENCODER: dict[str, Any] = {"name": "mt-unet", "num_classes": 4, "encoder": "tu-mobilenetv3_small_050"}
@@ -93,6 +98,45 @@ def test_each_class_of_an_image_has_its_own_map() -> None:
     network = network_of(U_NET)
     maps = grad_cam(network, pictures()[[0, 0]], torch.tensor([0, 1]))
     assert not torch.equal(maps[0], maps[1])
+
+
+def test_what_nothing_speaks_for_is_measured_as_a_cam_that_is_nowhere_positive(large_cohort: Cohort) -> None:
+    network = GazeCAM("resnet10t").eval()
+    nn.init.constant_(network.head.weight, -1.0)  # on features that a ReLU left
+    rows = [1, 2]  # classes 1 and 2
+    maps = true_class_grad_cams(network, large_cohort, rows, pictures(2), 2)
+    assert not maps.any()
+    measured = cam_measures(large_cohort, rows, network(pictures(2)).cams, AttentionTarget("gaze", sigma=6.0), maps)
+    ours, uniform = ({key: per_study(value) for key, value in measured[m].items()} for m in ("grad-cam", "uniform"))
+    for key in ("energy_inside", "sim", "cc"):
+        assert ours[key].isnan().all()
+    assert per_study(measured["model"]["energy_inside"]).isnan().all()
+    assert ours["iou"].tolist() == [0, 0]
+    assert ours["pointing_game"].tolist() == uniform["pointing_game"].tolist()  # pointing nowhere is chance
+
+
+def test_a_multi_label_study_has_a_map_for_each_present_class(tmp_path: Any) -> None:
+    cohort = multilabel_cohort(tmp_path)
+    network = network_of(U_NET | {"num_classes": 3})
+    rows = [0, 1, 2, 3]
+    present = [(row, c) for row in range(4) for c in range(3) if cohort.targets[row, c] == 1]
+    assert len(present) > len({row for row, _ in present})  # a study with several
+    maps = true_class_grad_cams(network, cohort, rows, pictures(4), 3)
+    assert len(maps) == len(present)
+    for (row, c), found in zip(present, maps, strict=True):
+        expected = grad_cam(network, pictures(4)[row, None], torch.tensor([c]))
+        torch.testing.assert_close(found, expected[0], rtol=1e-3, atol=1e-8)
+
+
+def test_studies_without_a_true_class_have_no_map(large_cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(large_cohort), "targets", torch.full((len(large_cohort),), -1).numpy())
+    maps = true_class_grad_cams(network_of(U_NET), large_cohort, [0, 1], pictures(2), 2)
+    assert maps.shape == (0, 1, 1)
+    measured = cam_measures(large_cohort, [0, 1], None, AttentionTarget("gaze", sigma=6.0), maps)
+    assert set(measured) == {"grad-cam", "uniform"}
+    for value in measured["grad-cam"].values():
+        assert value.shape == (2, 3)
+        assert value.isnan().all()
 
 
 def test_what_cannot_be_explained() -> None:
