@@ -88,6 +88,10 @@ def test_gg_cam(radgaze_command: Any, large_cohort: Cohort, tmp_path: Path) -> N
     assert code == 0, err
     assert "pointing game" in out
     assert "uniform" in out
+    assert "Grad-CAM" in out
+    code, out, err = radgaze_command("evaluate", run, "--resamples", 20, "--no-grad-cam", "--quiet", "--json")
+    assert code == 0, err
+    assert "grad-cam" not in json.loads(out)["localisation"]
 
     code, _, err = radgaze_command(
         "train", "classifier", large_cohort.path, "--out", tmp_path / "other", "--backbone", "resnet10"

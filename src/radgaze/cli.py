@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -389,13 +389,23 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the run itself by default.")] = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples over patients.")] = 2000,
     batch_size: Annotated[int, typer.Option(help="Studies per forward pass.")] = 16,
+    grad_cam: Annotated[bool, typer.Option(help="Also measure where the true class's Grad-CAM lies.")] = True,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure a run and write report.json and a self-contained report.html."""
     from radgaze.inference import evaluate
 
-    report = evaluate(run, cohort, split=split, out=out, resamples=resamples, batch_size=batch_size, progress=not quiet)
+    report = evaluate(
+        run,
+        cohort,
+        split=split,
+        out=out,
+        resamples=resamples,
+        batch_size=batch_size,
+        grad_cam=grad_cam,
+        progress=not quiet,
+    )
     if as_json:
         print_json(report)
     else:
@@ -563,24 +573,33 @@ def readable(value: Any) -> str:
 
 
 def print_report(report: Mapping[str, Any]) -> None:
+    from radgaze.report.glossary import LOCATED
+
     title = f"{report['title']} — {report['split']} split, attention: {report['attention']}"
-    table = Table("measure", "model", title=title)
-    located = report.get("localisation") or {}
-    saliency = report.get("saliency") or {name: located[name]["overall"] for name in ("model", "uniform") if located}
+    saliency = report.get("saliency") or {"model": {}}
     baselines = [name for name in saliency if name != "model"]
-    for name in baselines:
-        table.add_column(name)
+    table = Table("measure", "model", *baselines, title=title)
     classes = report.get("classification") or {}
     for key, label in {"auc_macro": "AUC, macro", "accuracy": "accuracy", "ece": "calibration error"}.items():
         if key in classes:
             table.add_row(label, interval(classes[key], "value"), *[""] * len(baselines))
-    for key in saliency.get("model", {}):
-        table.add_row(
-            key.replace("_", " "), *(interval(saliency[name].get(key), "mean") for name in ["model", *baselines])
-        )
+    add_measures(table, [saliency[name] for name in ["model", *baselines]])
     tables.print(table)
+    located = report.get("localisation") or {}
+    named = LOCATED | {"uniform": "uniform"}
+    maps = {label: located[name]["overall"] for name, label in named.items() if name in located}
+    if any(maps.values()):
+        table = Table("localisation", *maps, title="Where the true class's map lies")
+        add_measures(table, list(maps.values()))
+        tables.print(table)
     if "path" in report:
         tables.print(f"Report: {report['path']}", soft_wrap=True)
+
+
+def add_measures(table: Table, columns: Sequence[Mapping[str, Any]]) -> None:
+    """A row for each measure of the first column, a cell for each column."""
+    for key in columns[0]:
+        table.add_row(key.replace("_", " "), *(interval(column.get(key), "mean") for column in columns))
 
 
 def interval(entry: Mapping[str, Any] | None, key: str) -> str:
