@@ -280,6 +280,23 @@ def test_nothing_at_all_is_a_page_that_says_so(compare: Compare) -> None:
     assert "Nothing was trained." in page.text
 
 
+@pytest.mark.parametrize("backbones", [("resnet50",), ("resnet50", "densenet121", "convnext_tiny")])
+def test_curves_share_one_legend_and_tell_every_median(compare: Compare, backbones: tuple[str, ...]) -> None:
+    made = comparison_of(backbones=backbones, sizes=(378, 756))
+    context = module._curves_context(read_arms(made), [MEASURE, "saliency:cc"])
+    assert context is not None
+    assert len(context["legend"]) == 2 * len(backbones)
+    assert [panel["measure"].key for panel in context["panels"]] == [MEASURE]  # what nobody measured is not drawn
+    for arm in made["arms"]:
+        assert f"{number(arm['measures'][MEASURE]['median'])} at {arm['train_studies']}" in context["panels"][0]["plot"]
+    assert compare(made).text.count("Medians over seeds") == 1
+
+
+def test_settings_of_an_arm_stand_once_for_all_sizes(compare: Compare) -> None:
+    text = compare(comparison_of(sizes=(378, 756))).text
+    assert text.count("GG-CAM: 2 settings apart") == 1
+
+
 def test_one_size_has_no_curve(compare: Compare, two: Any) -> None:
     assert "curves" not in compare(two).sections
 

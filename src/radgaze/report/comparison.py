@@ -27,6 +27,7 @@ from radgaze.report.values import (
     date_and_time,
     finite,
     interval,
+    listing,
     number,
     ordered,
     p_value,
@@ -224,13 +225,15 @@ def _sides(measure: Measure, pairs: Sequence[Pair]) -> tuple[str, str]:
     )
 
 
-def _curves_context(arms: Sequence[Arm], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """A panel for each measure against the number of training studies; none without two sizes."""
+def _curves_context(arms: Sequence[Arm], keys: Sequence[str]) -> dict[str, Any] | None:
+    """A panel for each measure against the number of training studies, under one legend; None without two sizes."""
+    lines = {arm.label: {"name": arm.label, "colour": arm.colour, "dash": arm.dash} for arm in arms}
+    drawn: set[str] = set()
     panels: list[dict[str, Any]] = []
     for key in keys:
         curves: list[Curve] = []
-        legend, told = [], []
-        for label in dict.fromkeys(arm.label for arm in arms):
+        labels, told = [], []
+        for label in lines:
             points = []
             for arm in arms:
                 found = section(arm.measures, key)
@@ -243,7 +246,7 @@ def _curves_context(arms: Sequence[Arm], keys: Sequence[str]) -> list[dict[str, 
             points.sort(key=lambda point: point[0])
             sizes, medians, lows, highs, members = zip(*points, strict=True)
             curves.append(Curve(sizes, medians, members[0].colour, members[0].dash, low=lows, high=highs))
-            legend.append({"name": label, "colour": members[0].colour, "dash": members[0].dash})
+            labels.append(label)
             steps = ", ".join(f"{number(median)} at {count(size)}" for size, median, *_ in points)
             told.append(f"{label} {steps}")
         if len({size for curve in curves for size in curve.x}) < 2:  # type: ignore[union-attr]
@@ -252,8 +255,11 @@ def _curves_context(arms: Sequence[Arm], keys: Sequence[str]) -> list[dict[str, 
         plot = figures.size_panel(
             f"size-{len(panels)}", curves, alt=f"{measure.name} by number of training studies: {'; '.join(told)}."
         )
-        panels.append({"measure": measure, "legend": legend, "plot": plot})
-    return panels
+        panels.append({"measure": measure, "plot": plot})
+        drawn |= set(labels)
+    if not panels:
+        return None
+    return {"panels": panels, "legend": [line for label, line in lines.items() if label in drawn]}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -343,7 +349,7 @@ def _runs_context(comparison: Mapping[str, Any], arms: Sequence[Arm]) -> dict[st
 
 
 def _of(part: Any, whole: Any) -> str:
-    return count(part) if finite(whole) is None else f"{count(part)} of {count(whole)}"
+    return count(part) if None in (finite(part), finite(whole)) else f"{count(part)} of {count(whole)}"
 
 
 def _duration(seconds: Any) -> str:
@@ -387,11 +393,19 @@ def _protocol_context(comparison: Mapping[str, Any], arms: Sequence[Arm]) -> dic
             "attention": plain(arm.source.get("attention")),
             "parameters": count(arm.source.get("parameters")),
             "finished": _of(len(arm.finished), len(arm.runs)),
-            "settings": flat(section(arm.source, "settings")),
         }
         for arm in arms
     ]
-    return {"facts": facts, "arms": rows, "settings": flat(section(protocol, "settings"))}
+    own: dict[tuple[tuple[str, str], ...], list[str]] = {}  # arms of several sizes share theirs
+    for arm in arms:
+        if settings := tuple(flat(section(arm.source, "settings"))):
+            own.setdefault(settings, []).append(arm.label)
+    return {
+        "facts": facts,
+        "arms": rows,
+        "settings": flat(section(protocol, "settings")),
+        "own": [(listing(list(dict.fromkeys(labels))), settings) for settings, labels in own.items()],
+    }
 
 
 def _size(train_studies: Any) -> str:

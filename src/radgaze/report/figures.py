@@ -191,6 +191,7 @@ PALETTE: dict[str, tuple[str, str]] = {
     "series-7": ("#565c65", "#b4bac2"),
 }
 SERIES_COUNT = 7
+MOST_BANDS = 4
 _LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 _DASHES = ("", "6 3", "2 2.5")
 
@@ -293,15 +294,20 @@ def line_panel(
 def size_panel(name: str, curves: Sequence[Curve], *, alt: str) -> Markup:
     """A measure against the number of training studies, on a logarithmic axis marked at the sizes that were trained.
 
-    Each curve is drawn through its points, over the band from its ``low`` to its ``high``.
+    Each curve is drawn through its points, over the band from its ``low`` to its ``high``. Bands of more than
+    ``MOST_BANDS`` curves would hide each other: these have bars instead, side by side.
     """
     sizes = np.unique(np.concatenate([np.asarray(curve.x, dtype=np.float64) for curve in curves]))
     with _drawing(name, 340, 215) as figure:
         axes = _axes(figure, (0.135, 0.165, 0.845, 0.785))
-        for curve in curves:
-            colour = _LIGHT[curve.colour]
-            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0, zorder=2)
-            line = axes.plot(curve.x, curve.y, color=colour, linewidth=1.9, marker="o", markersize=4.5, zorder=3)[0]
+        for index, curve in enumerate(curves):
+            colour, x = _LIGHT[curve.colour], np.asarray(curve.x, dtype=np.float64)
+            if len(curves) > MOST_BANDS:
+                x = x * (sizes[-1] / sizes[0]) ** (0.014 * (index - (len(curves) - 1) / 2))
+                axes.vlines(x, curve.low, curve.high, color=colour, linewidth=1.2, alpha=0.7, zorder=2)
+            else:
+                axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0, zorder=2)
+            line = axes.plot(x, curve.y, color=colour, linewidth=1.9, marker="o", markersize=4.5, zorder=3)[0]
             _dash(line, curve)
         axes.set_xscale("log")
         axes.margins(x=0.07, y=0.08)
