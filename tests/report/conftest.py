@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from radgaze.report import GalleryItem, write_report
+from radgaze.report import GalleryItem, write_comparison, write_report
 
 CLASSES = ["normal", "CHF", "pneumonia"]
 VOID = {"meta", "link", "img", "br", "hr", "input", "wbr", "source"}
@@ -186,3 +186,190 @@ def gallery() -> list[GalleryItem]:
         )
         for index, group in enumerate(("worst", "best", "median"))
     ]
+
+
+# What a seed gives, by method: the level of each measure with every training study. Attention is measured where a
+# network predicts it, class activation maps where it has them.
+LEVELS: dict[str, dict[str, float]] = {
+    "classifier": {"auc_macro": 0.905, "ece": 0.046, "cam:energy_inside": 0.45, "cam:pointing_game": 0.71},
+    "gg-cam": {"auc_macro": 0.911, "ece": 0.041, "cam:energy_inside": 0.78, "cam:pointing_game": 0.93},
+    "mt-unet": {"auc_macro": 0.908, "ece": 0.052, "saliency:cc": 0.94, "saliency:kld": 0.13},
+}
+LOWER = ("ece", "brier", "nll", "saliency:kld")  # is better
+SPREADS = {"auc_macro": 0.006, "ece": 0.008, "saliency:kld": 0.01}
+
+
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    """Median, range, mean and t interval, as in ``comparison.json``."""
+    sample = np.array(values)
+    half = T_975[len(sample)] * sample.std(ddof=1) / math.sqrt(len(sample)) if len(sample) > 1 else None
+    mean = float(sample.mean())
+    return {
+        "median": float(np.median(sample)),
+        "min": float(sample.min()),
+        "max": float(sample.max()),
+        "mean": mean,
+        "low": None if half is None else mean - half,
+        "high": None if half is None else mean + half,
+        "n": len(sample),
+    }
+
+
+T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+
+
+def comparison_of(
+    methods: tuple[str, ...] = ("classifier", "gg-cam"),
+    backbones: tuple[str | None, ...] = ("resnet50",),
+    sizes: tuple[int, ...] = (756,),
+    seeds: int = 3,
+    classes: tuple[str, ...] = ("normal", "bacterial pneumonia", "viral pneumonia"),
+) -> dict[str, Any]:
+    """A made-up comparison as ``radgaze compare`` writes it; the first method is the control of every pair."""
+    rng = np.random.default_rng(1)
+    arms: list[dict[str, Any]] = []
+    for size in sizes:
+        for backbone in backbones:
+            for method in methods:
+                own = None if method == "mt-unet" else backbone
+                if method == "mt-unet" and backbone != backbones[0]:
+                    continue
+                levels = dict(LEVELS.get(method, LEVELS["gg-cam"]))
+                levels |= {"auc_micro": 0.93, "accuracy": 0.79, "brier": 0.3, "nll": 0.52}
+                levels |= {f"auc:{name}": 0.95 - 0.05 * index for index, name in enumerate(classes)}
+                levels |= {f"grad_cam:{key}": 0.55 for key in ("energy_inside", "pointing_game", "cc")}
+                fewer = 0.02 * math.log(max(sizes) / size)
+                runs = [
+                    {
+                        "path": f"runs/{method}-{own or 'own'}-{size}-{seed}",
+                        "seed": seed,
+                        "status": "finished",
+                        "error": None,
+                        "best_epoch": 6 + seed,
+                        "epochs": 12,
+                        "seconds": 754.2 + 61 * seed,
+                        "values": {
+                            key: float(
+                                np.clip(
+                                    level - fewer * (-1 if key in LOWER else 1) + rng.normal(0, SPREADS.get(key, 0.02)),
+                                    0,
+                                    1,
+                                )
+                            )
+                            for key, level in levels.items()
+                        },
+                    }
+                    for seed in range(seeds)
+                ]
+                arms.append(
+                    {
+                        "name": f"{method} {own or 'width 16'} ({size})",
+                        "method": method,
+                        "backbone": own,
+                        "train_studies": size,
+                        "attention": "none" if method == "classifier" else "lungs mask (anatomy, not gaze)",
+                        "parameters": 23_508_032 if own else 2_168_000,
+                        "settings": {} if method == "classifier" else {"guidance": {"weight": 1.0, "loss": "kld"}},
+                        "runs": runs,
+                        "measures": {key: over_seeds([run["values"][key] for run in runs]) for key in levels},
+                    }
+                )
+    pairs = [
+        pair_of(arm, control, classes, rng)
+        for control in arms
+        if control["method"] == methods[0]
+        for arm in arms
+        if arm["method"] != methods[0]
+        and arm["train_studies"] == control["train_studies"]
+        and (arm["backbone"] in (control["backbone"], None))
+        and (arm["backbone"] is not None or control["backbone"] == backbones[0])
+    ]
+    return {
+        "radgaze": "0.1.0",
+        "created": "2026-11-24T09:12:00+00:00",
+        "title": "Does guidance by anatomy help a classifier?",
+        "split": "test",
+        "studies": 1110,
+        "patients": 781,
+        "cohort": {
+            "name": "Kermany chest X-rays",
+            "source": "tables",
+            "studies": 5216,
+            "patients": 3654,
+            "size": [224, 224],
+            "gaze_kind": "none",
+            "counts": {"images": 5216, "masks": 5216},
+            "splits": {"train": {"studies": 3655}, "val": {"studies": 780}, "test": {"studies": 1110}},
+            "split_by": "patient",
+        },
+        "classes": list(classes),
+        "attention": ["lungs mask (anatomy, not gaze)"],
+        "protocol": {
+            "methods": list(methods),
+            "backbones": [name for name in backbones if name],
+            "train_studies": list(sizes),
+            "seeds": list(range(seeds)),
+            "settings": {"epochs": 12, "batch_size": 32, "optimiser": {"name": "adamw", "lr": 0.002}},
+            "resamples": 2000,
+            "control": methods[0],
+        },
+        "arms": arms,
+        "pairs": pairs,
+        "failed": [],
+        "notes": ["The lung masks come from a segmentation network and were not corrected by hand."],
+    }
+
+
+def pair_of(first: dict[str, Any], second: dict[str, Any], classes: tuple[str, ...], rng: Any) -> dict[str, Any]:
+    """First minus second in the measures both have, with made-up intervals over patients."""
+    measures = {}
+    for key in first["measures"]:
+        if key not in second["measures"]:
+            continue
+        per_seed = [a["values"][key] - b["values"][key] for a, b in zip(first["runs"], second["runs"], strict=True)]
+        seeds, half = over_seeds(per_seed), float(rng.uniform(0.004, 0.012))
+        p = 0.001 if abs(seeds["mean"]) > 2 * half else 0.02 if abs(seeds["mean"]) > half else 0.3
+        measures[key] = {
+            "value": seeds["mean"],
+            "low": seeds["mean"] - half,
+            "high": seeds["mean"] + half,
+            "p_value": p,
+            "p_adjusted": min(1.0, 2 * p),
+            "seed_low": seeds["low"],
+            "seed_high": seeds["high"],
+            "per_seed": per_seed,
+        }
+    delong = {
+        name: {
+            "value": 0.004 - 0.003 * index,
+            "low": -0.006 - 0.003 * index,
+            "high": 0.014 - 0.003 * index,
+            "z": 0.78 - 0.5 * index,
+            "p_value": 0.43 + 0.1 * index,
+            "p_adjusted": 1.0,
+        }
+        for index, name in enumerate(classes)
+    }
+    return {
+        "first": first["name"],
+        "second": second["name"],
+        "train_studies": first["train_studies"],
+        "seeds": [run["seed"] for run in first["runs"]],
+        "measures": measures,
+        "delong": delong,
+    }
+
+
+@pytest.fixture
+def comparison() -> dict[str, Any]:
+    """Three methods at three sizes, three seeds each, of which one did not finish."""
+    made = comparison_of(("classifier", "gg-cam", "mt-unet"), sizes=(378, 756, 3655))
+    return made
+
+
+@pytest.fixture
+def compare(tmp_path: Path) -> Callable[[dict[str, Any]], Page]:
+    def page(comparison: dict[str, Any]) -> Page:
+        return Page(write_comparison(comparison, tmp_path).read_text("utf-8"))
+
+    return page

@@ -186,4 +186,10 @@ def test_a_page_cut_short_is_never_seen(tmp_path: Path, report: Any, monkeypatch
 
 def test_style_and_template_are_part_of_the_package() -> None:
     templates = Path(html.__file__).parent / "templates"
-    assert {entry.name for entry in templates.iterdir()} == {"report.html.j2", "style.css"}
+    assert {entry.name for entry in templates.iterdir()} == {
+        "base.html.j2",
+        "comparison.html.j2",
+        "macros.html.j2",
+        "report.html.j2",
+        "style.css",
+    }

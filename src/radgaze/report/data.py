@@ -11,7 +11,7 @@ import numpy as np
 from radgaze.report.glossary import GLOSSARY, LOCATED, Measure
 from radgaze.report.values import count, estimate, finite, interval, number, plain, section
 
-__all__ = ["commands", "data_context", "matrix_table", "measures_used", "settings_context"]
+__all__ = ["commands", "data_context", "flat", "matrix_table", "measures_used", "settings_context"]
 
 FACTS = {"name": "Cohort", "gaze_kind": "Gaze", "size": "Working size"}
 
@@ -29,7 +29,7 @@ def data_context(report: Mapping[str, Any]) -> dict[str, Any] | None:
             if value and all(isinstance(entry, Mapping) for entry in value.values()):
                 tables.append({"heading": heading, "matrix": matrix_table(value), "rows": None})
             elif value:
-                rows = [(name.replace("_", " "), text) for name, text in _flat(value, whole=count)]
+                rows = [(name.replace("_", " "), text) for name, text in flat(value, whole=count)]
                 tables.append({"heading": heading, "matrix": None, "rows": rows})
         elif key == "size" and isinstance(value, list | tuple):
             facts.append((heading, f"{' × '.join(plain(side) for side in value)} pixels (height × width)"))
@@ -72,18 +72,18 @@ def settings_context(run: Mapping[str, Any]) -> dict[str, Any] | None:
         facts["parameters"] = count(run["parameters"])
     return {
         "run": [(key.replace("_", " ").capitalize(), text) for key, text in facts.items()],
-        "config": _flat(section(run, "config")),
-        "environment": _flat(section(run, "environment")),
+        "config": flat(section(run, "config")),
+        "environment": flat(section(run, "environment")),
     }
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "", whole: Any = plain) -> list[tuple[str, str]]:
+def flat(tree: Mapping[str, Any], prefix: str = "", whole: Any = plain) -> list[tuple[str, str]]:
     """A nested mapping as rows of (dotted key, text); ``whole`` writes whole numbers."""
     rows: list[tuple[str, str]] = []
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{name}.", whole)
+            rows += flat(value, f"{name}.", whole)
         elif isinstance(value, Mapping):
             rows.append((name, "none"))
         else:

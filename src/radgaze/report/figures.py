@@ -27,7 +27,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
@@ -51,6 +51,7 @@ __all__ = [
     "roc_plot",
     "series_colour",
     "series_dash",
+    "size_panel",
     "to_uint8",
 ]
 
@@ -190,6 +191,7 @@ PALETTE: dict[str, tuple[str, str]] = {
     "series-7": ("#565c65", "#b4bac2"),
 }
 SERIES_COUNT = 7
+MOST_BANDS = 4
 _LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 _DASHES = ("", "6 3", "2 2.5")
 
@@ -211,13 +213,18 @@ def series_dash(index: int) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot: ``x`` and ``y`` of equal length (NaN leaves a gap), a palette colour, an SVG dash pattern."""
+    """One line of a plot: ``x`` and ``y`` of equal length (NaN leaves a gap), a palette colour, an SVG dash pattern.
+
+    ``low`` and ``high`` bound the band around it, where a plot draws one.
+    """
 
     x: ArrayLike
     y: ArrayLike
     colour: str = "series-1"
     dash: str = ""
     emphasis: bool = True
+    low: ArrayLike = ()
+    high: ArrayLike = ()
 
 
 def line_panel(
@@ -281,6 +288,38 @@ def line_panel(
                 clip_on=False,
             )
         axes.set_xlabel("epoch", labelpad=2)
+        return _inline(figure, name, alt)
+
+
+def size_panel(name: str, curves: Sequence[Curve], *, alt: str) -> Markup:
+    """A measure against the number of training studies, on a logarithmic axis marked at the sizes that were trained.
+
+    Each curve is drawn through its points, over the band from its ``low`` to its ``high``. Bands of more than
+    ``MOST_BANDS`` curves would hide each other: these have bars instead, side by side.
+    """
+    sizes = np.unique(np.concatenate([np.asarray(curve.x, dtype=np.float64) for curve in curves]))
+    with _drawing(name, 340, 215) as figure:
+        axes = _axes(figure, (0.135, 0.165, 0.845, 0.785))
+        for index, curve in enumerate(curves):
+            colour, x = _LIGHT[curve.colour], np.asarray(curve.x, dtype=np.float64)
+            if len(curves) > MOST_BANDS:
+                x = x * (sizes[-1] / sizes[0]) ** (0.014 * (index - (len(curves) - 1) / 2))
+                axes.vlines(x, curve.low, curve.high, color=colour, linewidth=1.2, alpha=0.7, zorder=2)
+            else:
+                axes.fill_between(x, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0, zorder=2)
+            line = axes.plot(x, curve.y, color=colour, linewidth=1.9, marker="o", markersize=4.5, zorder=3)[0]
+            _dash(line, curve)
+        axes.set_xscale("log")
+        axes.margins(x=0.07, y=0.08)
+        shown = [sizes[0]]  # a label needs room: sizes close above the last one labelled go without
+        for size in sizes[1:]:
+            if math.log(size / shown[-1]) > 0.13 * math.log(sizes[-1] / sizes[0]):
+                shown.append(size)
+        axes.xaxis.set_major_locator(FixedLocator(shown))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("training studies (logarithmic)", labelpad=2)
         return _inline(figure, name, alt)
 
 

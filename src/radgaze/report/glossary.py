@@ -5,10 +5,10 @@ One table serves the report's columns, its arrows and its glossary, so that a me
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["BASELINES", "GLOSSARY", "LOCATED", "Measure", "describe", "is_bounded"]
+__all__ = ["BASELINES", "GLOSSARY", "LOCATED", "PREFIXES", "Measure", "base_key", "describe", "is_bounded", "place"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,14 @@ class Measure:
     def arrow(self) -> str:
         """``↑`` or ``↓``: the direction of a better value."""
         return {"higher": "↑", "lower": "↓", None: ""}[self.better]
+
+    @property
+    def phrase(self) -> str:
+        """The name within a sentence: ``macro AUC``, ``AUC of CHF``, ``pointing game (CAM)``."""
+        head, colon, tail = self.name.partition(": ")
+        if not colon:
+            return _uncapitalised(self.name)
+        return f"{head} of {tail}" if head == "AUC" else f"{tail} ({head})"
 
 
 _SALIENCY = (
@@ -190,11 +198,55 @@ LOCATED: dict[str, str] = {"model": "CAM", "grad-cam": "Grad-CAM"}
 """What a class's maps in ``report["localisation"]`` are called: the network's own, and what Grad-CAM makes of it."""
 
 
+PREFIXES: dict[str, tuple[str, str]] = {
+    "auc": ("AUC", "Area under one class's ROC curve, that class against the rest."),
+    "saliency": ("Attention", "The predicted attention map, against the attention target."),
+    "cam": ("CAM", "The network's own class activation map of the true class."),
+    "grad_cam": ("Grad-CAM", "The activation map that gradients give for the true class, for networks of any kind."),
+}
+"""What a measure is taken of, by the prefix of its flat key (``cam:iou``): a name and a definition.
+
+After ``auc:`` stands a class, after the others a measure of the glossary.
+"""
+
+
 def describe(key: str) -> Measure:
-    """The measure called ``key``; one this table lacks is named after its key and claims no direction."""
-    return GLOSSARY.get(key) or Measure(key, key.replace("_", " ").capitalize(), None, "", "")
+    """The measure called ``key``, bare (``cc``) or flat (``saliency:cc``, ``auc:CHF``).
+
+    A flat key takes the direction and definition of its base measure. One this table lacks is named after its key and
+    claims no direction.
+    """
+    if key in GLOSSARY:
+        return GLOSSARY[key]
+    prefix, _, rest = key.partition(":")
+    if rest and prefix == "auc":
+        return replace(GLOSSARY["auc"], key=key, name=f"AUC: {rest}")
+    if rest and prefix in PREFIXES:
+        base = describe(rest)
+        return replace(base, key=key, name=f"{PREFIXES[prefix][0]}: {_uncapitalised(base.name)}")
+    return Measure(key, key.replace("_", " ").capitalize(), None, "", "")
+
+
+def base_key(key: str) -> str:
+    """The glossary's key of a flat one: ``cc`` of ``saliency:cc``, ``auc`` of ``auc:CHF``."""
+    prefix, _, rest = key.partition(":")
+    return "auc" if rest and prefix == "auc" else rest if rest and prefix in PREFIXES else key
+
+
+def place(key: str) -> tuple[int, int]:
+    """Where a key stands among others: bare measures, then by prefix, in the glossary's order; unknown ones last."""
+    base, prefix = base_key(key), key.partition(":")[0]
+    order = list(GLOSSARY).index(base) if base in GLOSSARY else len(GLOSSARY)
+    if base == key:
+        return (0 if base in GLOSSARY else len(PREFIXES) + 1, order)
+    return 1 + list(PREFIXES).index(prefix), order
 
 
 def is_bounded(key: str) -> bool:
     """Whether ``key`` cannot exceed 1 (AUC, CC, SIM, ...), so that several of its kind may share one axis."""
     return describe(key).span.endswith(" to 1")
+
+
+def _uncapitalised(name: str) -> str:
+    """A name within a sentence: ``Pointing game`` loses its capital, ``IoU`` and ``AUC-Judd`` keep theirs."""
+    return name[:1].lower() + name[1:] if name.partition(" ")[0][1:].islower() and name != "Brier score" else name

@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from radgaze.files import atomic_path
-from radgaze.report import data, figures, results, summary, training
+from radgaze.report import data, results, summary, training
 from radgaze.report.gallery import GalleryItem, gallery_context
+from radgaze.report.page import write_page
 from radgaze.report.values import date_and_time, section
 
 __all__ = ["GalleryItem", "write_report"]
@@ -50,33 +48,19 @@ def write_report(
     Raises InputError when a part contradicts itself: a confusion matrix that does not fit the classes, an image that is
     not two-dimensional.
     """
-    out = Path(out)
-    target = out if out.suffix == ".html" else out / "report.html"
-    environment = Environment(
-        loader=PackageLoader("radgaze.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(_context(report, history, gallery))
-    # An id taken from a file name may hold bytes that are not text; the page shows "?" for them.
-    with atomic_path(target) as partial:
-        partial.write_bytes(page.encode("utf-8", "replace"))
-    return target
+    return write_page("report", HEADINGS, _context(report, history, gallery), out)
 
 
 def _context(
     report: Mapping[str, Any], history: Sequence[Mapping[str, Any]], gallery: Sequence[GalleryItem]
 ) -> dict[str, Any]:
     run = section(report, "run")
-    context = {
+    return {
         "title": str(report.get("title") or "radgaze report"),
         "version": report.get("radgaze"),
         "created": date_and_time(report.get("created")),
         "split": summary.split_name(report),
         "attention": summary.attention_target(report),
-        "palette": figures.PALETTE,
         "summary": summary.paragraph(report),
         "cautions": summary.cautions(report),
         "cards": summary.cards(report),
@@ -91,4 +75,3 @@ def _context(
         "glossary": data.measures_used(report, history, [item.scores for item in gallery]),
         "commands": data.commands(report),
     }
-    return context | {"contents": [(anchor, heading) for anchor, heading in HEADINGS.items() if context[anchor]]}

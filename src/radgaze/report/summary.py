@@ -10,7 +10,7 @@ from markupsafe import Markup
 from radgaze.report.glossary import BASELINES, LOCATED, describe
 from radgaze.report.values import count, estimate, finite, interval, listing, number, section
 
-__all__ = ["attention_target", "cards", "cautions", "method_name", "paragraph", "split_name"]
+__all__ = ["attention_target", "cards", "cautions", "method_name", "paragraph", "split_name", "studies_and_patients"]
 
 METHODS = {"mt-unet": "MT-UNet", "gg-cam": "GG-CAM", "classifier": "Classifier"}
 SPLITS = {"train": "training split", "val": "validation split", "test": "test split", "all": "whole cohort"}
@@ -46,7 +46,7 @@ def paragraph(report: Mapping[str, Any]) -> Markup:
     if (attention := attention_target(report)) is not None:
         sentences.append(Markup("The attention target is <em>{}</em>.").format(attention))
     classification, saliency = section(report, "classification"), section(report, "saliency")
-    evaluated = _studies_and_patients(report)
+    evaluated = studies_and_patients(report)
     subject = f"On the {split_name(report)}{f' ({evaluated})' if evaluated else ''} its"
     for key, name in (("auc_macro", "macro AUC"), ("accuracy", "accuracy")):
         if (told := _told(classification.get(key))) is not None:
@@ -135,13 +135,13 @@ def _training_sentence(report: Mapping[str, Any]) -> Markup:
     sentence += " was trained"
     if cohort.get("name"):
         sentence += Markup(" on <strong>{}</strong>").format(str(cohort["name"]))
-        facts = [_studies_and_patients(cohort), SPLIT_BY.get(str(cohort.get("split_by")), "")]
+        facts = [studies_and_patients(cohort), SPLIT_BY.get(str(cohort.get("split_by")), "")]
         if any(facts):
             sentence += f" ({', '.join(filter(None, facts))})"
     return sentence + (f" to {' and to '.join(aims)}." if aims else ".")
 
 
-def _studies_and_patients(counts: Mapping[str, Any]) -> str:
+def studies_and_patients(counts: Mapping[str, Any]) -> str:
     """``162 studies of 155 patients``, as far as it is known."""
     sizes = [
         f"{count(counts[many])} {one if counts[many] == 1 else many}"

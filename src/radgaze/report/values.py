@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from radgaze.report.glossary import GLOSSARY
+from radgaze.report.glossary import place
 
 __all__ = [
     "count",
@@ -21,8 +21,10 @@ __all__ = [
     "listing",
     "number",
     "ordered",
+    "p_value",
     "plain",
     "section",
+    "signed",
 ]
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -47,6 +49,18 @@ def number(value: Any, digits: int = 3) -> str:
         mantissa, exponent = f"{known:.1e}".split("e")
         return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
     return f"{known:,.{digits}f}".replace("-", "−")
+
+
+def signed(value: Any, digits: int = 3) -> str:
+    """A difference: as :func:`number`, with a plus sign before what is above zero."""
+    known = finite(value)
+    return f"+{number(value, digits)}" if known is not None and known > 0 else number(value, digits)
+
+
+def p_value(value: Any) -> str:
+    """A p-value with three digits, ``< 0.001`` below that."""
+    known = finite(value)
+    return "< 0.001" if known is not None and known < 0.001 else number(value)
 
 
 def count(value: Any) -> str:
@@ -90,8 +104,7 @@ def listing(words: Sequence[str]) -> str:
 
 def ordered(keys: Iterable[str]) -> list[str]:
     """Measures in the glossary's order, unknown ones after them as they came."""
-    place = {key: index for index, key in enumerate(GLOSSARY)}
-    return sorted(keys, key=lambda key: place.get(key, len(place)))
+    return sorted(keys, key=place)
 
 
 def section(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
