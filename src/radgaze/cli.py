@@ -264,6 +264,9 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="Encoder or backbone weights: a .safetensors file, or hub.")
     ] = None,
+    train_studies: Annotated[
+        int | None, typer.Option(help="Learn from so many studies of the training split; whole patients, stratified.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="At most this many epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Studies per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
@@ -305,6 +308,7 @@ def train(
         "model.weights": weights,
         "objective.supervise": supervise,
         "objective.loss": loss,
+        "train_studies": train_studies,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,

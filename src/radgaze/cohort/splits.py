@@ -1,4 +1,4 @@
-"""Train, validation and test: by patient, stratified, seeded, and never one patient on two sides.
+"""Train, validation and test, and parts of them: by patient, stratified, seeded; never one patient on two sides.
 
 Patients are ordered by their label and shuffled within it; then each in turn goes to the split that is furthest below
 its share of the studies so far. Every stretch of that order, so every class, is divided in the wanted proportions to
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from radgaze.errors import InputError, nearest
 
@@ -22,6 +23,7 @@ __all__ = [
     "rarest_labels",
     "split_by_image",
     "split_by_patient",
+    "subset_by_patient",
     "warn_of_leakage",
 ]
 
@@ -74,17 +76,8 @@ def split_by_patient(
         InputError: the fractions are not shares.
     """
     _check_fractions(fractions)
-    size = Counter(patients)
-    class_counts = Counter(labels)
-    label_of: dict[str, str | None] = {}
-    for patient, label in zip(patients, labels, strict=True):
-        rarer = _rarity(label, class_counts) < _rarity(label_of.get(patient), class_counts)
-        if patient not in label_of or rarer:
-            label_of[patient] = label
-
-    rng = np.random.default_rng(seed)
-    everyone = sorted(size)
-    shuffled = [everyone[i] for i in rng.permutation(len(everyone))]
+    size, label_of = Counter(patients), _label_of(patients, labels)
+    shuffled = _shuffled(size, seed)
     # Large patients first within a class: the small ones then even out the shares.
     order = sorted(shuffled, key=lambda patient: (label_of[patient] or "", -size[patient]))
 
@@ -97,6 +90,53 @@ def split_by_patient(
         assigned[chosen] += size[patient]
     _fill_empty(side, order, fractions)
     return [SPLITS[side[patient]] for patient in patients]
+
+
+def subset_by_patient(
+    patients: Sequence[str], labels: Sequence[str | None], count: int, seed: int = 0
+) -> npt.NDArray[np.int64]:
+    """Part of some studies: whole patients, classes in proportion, as if fewer patients had been collected.
+
+    Patients are shuffled and put in one order whose every stretch has the classes in proportion; the subset is its
+    beginning. So with one seed a smaller subset lies within a larger one, and a learning curve adds patients.
+
+    Args:
+        patients: (N,) patient of each study.
+        labels: (N,) class of each study, None where unlabelled; a patient counts for its rarest.
+        count: how many studies. A patient with more studies than still fit is passed over, so a subset is smaller than
+            ``count`` only where no patient fits any more.
+        seed: the same studies, in any order, and the same seed give the same subset.
+
+    Returns:
+        Ascending positions of the chosen studies.
+
+    Raises:
+        InputError: ``count`` is not between 1 and N, or even the smallest patient has more studies.
+    """
+    if not 1 <= count <= len(patients):
+        raise InputError(
+            f"A subset of {count} studies cannot be drawn from {len(patients)}; "
+            f"give a number from 1 to {len(patients)}, or none for all."
+        )
+    size, label_of = Counter(patients), _label_of(patients, labels)
+    of_class: Counter[str | None] = Counter()
+    for patient, number in size.items():
+        of_class[label_of[patient]] += number
+    before: Counter[str | None] = Counter()
+    share: dict[str, float] = {}
+    for patient in _shuffled(size, seed):
+        label = label_of[patient]
+        share[patient] = (before[label] + size[patient] / 2) / of_class[label]
+        before[label] += size[patient]
+    chosen: set[str] = set()
+    total = 0
+    for patient in sorted(share, key=lambda patient: (share[patient], label_of[patient] or "")):
+        if total + size[patient] <= count:
+            chosen.add(patient)
+            total += size[patient]
+    if not chosen:
+        raise InputError(f"A subset of {count} studies holds no whole patient; give at least {min(size.values())}.")
+    return np.array([place for place, patient in enumerate(patients) if patient in chosen], dtype=np.int64)
 
 
 def split_by_image(
@@ -140,6 +180,23 @@ def check_no_patient_overlap(patients: Sequence[str], splits: Sequence[str], stu
                 f"Patient {patient!r} is in {other_split!r} (study {other_study!r}) and in {split!r} (study "
                 f"{study!r}); a patient must be on one side only: {fix}."
             )
+
+
+def _label_of(patients: Sequence[str], labels: Sequence[str | None]) -> dict[str, str | None]:
+    """Each patient's class for the stratification: the rarest among those of its studies."""
+    class_counts = Counter(labels)
+    label_of: dict[str, str | None] = {}
+    for patient, label in zip(patients, labels, strict=True):
+        rarer = _rarity(label, class_counts) < _rarity(label_of.get(patient), class_counts)
+        if patient not in label_of or rarer:
+            label_of[patient] = label
+    return label_of
+
+
+def _shuffled(patients: Iterable[str], seed: int) -> list[str]:
+    """Patients in an order that depends on their names and the seed alone."""
+    everyone = sorted(patients)
+    return [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
 
 
 def _rarity(label: str | None, class_counts: Counter[str | None]) -> tuple[bool, int, str]:

@@ -219,6 +219,14 @@ class Cohort:
         codes = {name: code for code, name in enumerate(self.classes)}
         return np.array([codes.get(label, -1) for label in self.studies["label"]], dtype=np.int64)
 
+    @property
+    def strata(self) -> list[str | None]:
+        """What each study is stratified by: its label, or the rarest of its labels."""
+        if self.task == "multilabel":
+            rows = self.studies.select(f"y_{name}" for name in self.classes).iter_rows()
+            return rarest_labels([dict(zip(self.classes, row, strict=True)) for row in rows])
+        return self.studies["label"].to_list()
+
     # Its arrays
 
     @cached_property
@@ -359,16 +367,10 @@ def resplit(
     meta = read_json(path / "cohort.json", "a cohort")
     # Not Cohort.open: this is the way out of a split that it refuses.
     cohort = Cohort(path, meta, pl.read_parquet(path / "studies.parquet"))
-    if cohort.task == "multilabel":
-        labels = rarest_labels(
-            [{name: row[f"y_{name}"] for name in cohort.classes} for row in cohort.studies.iter_rows(named=True)]
-        )
-    else:
-        labels = cohort.studies["label"].to_list()
     if by == "patient":
-        splits = split_by_patient(cohort.studies["patient_id"].to_list(), labels, fractions, seed)
+        splits = split_by_patient(cohort.studies["patient_id"].to_list(), cohort.strata, fractions, seed)
     else:
-        splits = split_by_image([str(row) for row in cohort.studies["image_row"]], labels, fractions, seed)
+        splits = split_by_image([str(row) for row in cohort.studies["image_row"]], cohort.strata, fractions, seed)
     with atomic_path(path / "studies.parquet") as partial:
         cohort.studies.with_columns(pl.Series("split", splits)).write_parquet(partial)
         checksum = sha256(partial)

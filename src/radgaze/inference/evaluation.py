@@ -112,6 +112,7 @@ def evaluate(
             **scheme(run),
             "seed": run.config.seed,
             "parameters": run.content["parameters"],
+            "train_studies": len(run.training_studies(cohort)) if home else run.content.get("train_studies"),
             "best_epoch": run.state.best_epoch,
             "epochs": run.state.epoch,
             "precision": auto_precision(run.config),
@@ -195,7 +196,7 @@ def measure(
     predictors: dict[str, Tensor] = {}
     fixated = attention is not None and attention.kind == "gaze"
     if attention is not None:
-        mean_map = mean_attention(cohort, attention)
+        mean_map = mean_attention(cohort, attention, run.training_studies(cohort))
         predictors = {"mean map": mean_map, "centre": centre_map(mean_map)}
     fixations = FixationCounts(cohort, studies) if fixated else None
     scores: list[Tensor] = []
@@ -251,10 +252,12 @@ def joined(columns: dict[str, dict[str, list[Tensor]]]) -> dict[str, dict[str, T
     return {name: {key: torch.cat(parts) for key, parts in keys.items()} for name, keys in columns.items()}
 
 
-def mean_attention(cohort: Cohort, attention: AttentionTarget, batch_size: int = 64) -> Tensor:
-    """Mean of the training split's attention maps, each with sum 1; nowhere quite zero, so that it is a density."""
+def mean_attention(
+    cohort: Cohort, attention: AttentionTarget, studies: NDArray[np.int64] | None = None, batch_size: int = 64
+) -> Tensor:
+    """Mean attention map of some studies (the training split), each with sum 1; nowhere quite zero: a density."""
+    studies = cohort.indices("train") if studies is None else studies
     total, count = torch.zeros(cohort.size, dtype=torch.float64), 0
-    studies = cohort.indices("train")
     for start in range(0, len(studies), batch_size):
         maps, present = attention.maps(cohort, [int(study) for study in studies[start : start + batch_size]])
         maps = maps[present].double()

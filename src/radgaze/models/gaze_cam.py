@@ -14,8 +14,10 @@ of one that averages sqrt(K) times fainter, and Adam's first hundreds of steps w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +55,9 @@ class GazeCAM(Network):
         backbone: Name of a convolutional network of timm.
         num_classes: Classes ``C``, at least 1.
         in_channels: Image channels, 1 for radiographs.
+        options: Further arguments that timm makes the backbone with: ``{"output_stride": 16}`` for a finer grid,
+            ``{"channels": (16, 32, 64, 128), "stem_width": 16}`` for a ResNet of a quarter of the width,
+            ``{"channel_multiplier": 0.25}`` for such an EfficientNet.
         weights: ``"hub"`` downloads the backbone's ImageNet weights, a path loads a safetensors file, ``None`` starts
             from scratch. Not part of :attr:`config`: a rebuilt network gets its own trained weights.
 
@@ -67,6 +72,7 @@ class GazeCAM(Network):
         backbone: str = "resnet50",
         num_classes: int = 3,
         in_channels: int = 1,
+        options: Mapping[str, Any] | None = None,
         weights: str | Path | None = None,
     ) -> None:
         super().__init__()
@@ -79,8 +85,9 @@ class GazeCAM(Network):
             "backbone": backbone,
             "num_classes": num_classes,
             "in_channels": in_channels,
+            "options": dict(options or {}),
         }
-        self.backbone = timm_backbone(backbone, in_channels, weights)
+        self.backbone = timm_backbone(backbone, in_channels, weights, options)
         features, self.stride = feature_map(self.backbone, backbone, in_channels)
         self.head = CAMHead(features, num_classes)
 
@@ -108,16 +115,26 @@ class GazeCAM(Network):
         return Output(logits=logits, cams=cams)
 
 
-def timm_backbone(name: str, in_channels: int, weights: str | Path | None) -> nn.Module:
+def timm_backbone(
+    name: str, in_channels: int, weights: str | Path | None, options: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A timm network that ends in its last feature map, ``(B, K, h, w)`` if it is convolutional."""
     import timm  # heavy: only networks with a backbone of timm pay for it
 
     if not timm.is_model(name):
         raise InputError(f"There is no backbone {name!r}: {nearest(name, timm.list_models())}")
-    from_hub = str(weights) == "hub"
+    from_hub, options = str(weights) == "hub", dict(options or {})
+    ours: dict[str, Any] = {"pretrained": from_hub, "in_chans": in_channels, "num_classes": 0, "global_pool": ""}
+    if taken := sorted(ours.keys() & options.keys()):
+        raise InputError(f"The backbone option {taken[0]!r} is set by the network itself; leave it out of options.")
     try:
-        backbone = timm.create_model(name, pretrained=from_hub, in_chans=in_channels, num_classes=0, global_pool="")
-    except TypeError as error:
+        backbone = timm.create_model(name, **ours, **options)
+    except (AssertionError, TypeError, ValueError) as error:
+        if options:
+            raise InputError(
+                f"Backbone {name!r} cannot be made with the options {options} ({error}); give arguments that timm's "
+                f"{name} takes."
+            ) from error
         raise InputError(no_map(name)) from error
     except (OSError, RuntimeError) as error:
         raise InputError(

@@ -55,6 +55,9 @@ class RunConfig(Strict):
     preset: str = "mt-unet"  # how gaze is rendered, see radgaze.gaze.PRESETS
     sigma: float | None = Field(default=None, gt=0)  # source pixels; None keeps the preset's
 
+    train_studies: int | None = Field(default=None, ge=1)  # whole patients, classes in proportion; None is all
+    subset_seed: int | None = Field(default=None, ge=0, lt=2**31)  # which of them; None is the run's seed
+
     batch_size: int = Field(default=6, ge=1)
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: float = Field(default=1e-4, gt=0)

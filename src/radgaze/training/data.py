@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from radgaze.cohort import Cohort
+from radgaze.cohort.splits import subset_by_patient
+from radgaze.errors import InputError
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.augment import draw_motion, shade
-from radgaze.training.config import Augmentation
+from radgaze.training.config import Augmentation, RunConfig
 
-__all__ = ["Batch", "Batches", "CohortDataset", "load_images", "loader"]
+__all__ = ["Batch", "Batches", "CohortDataset", "load_images", "loader", "training_studies"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,25 @@ def load_images(cohort: Cohort, studies: Sequence[int]) -> Tensor:
     """Images ``(B, 1, h, w)`` float32 in [0, 1]: 16-bit pixels divided by each image's maximum (zeros stay zeros)."""
     pixels = torch.from_numpy(np.stack([cohort[study].image for study in studies]).astype(np.float32))
     return (pixels / pixels.flatten(1).amax(1).clamp(min=1).view(-1, 1, 1))[:, None]
+
+
+def training_studies(cohort: Cohort, config: RunConfig) -> NDArray[np.int64]:
+    """Rows of the training split that a run learns from: all, or ``config.train_studies`` of them.
+
+    Raises:
+        InputError: The training split has fewer.
+    """
+    rows = cohort.indices("train")
+    if config.train_studies is None:
+        return rows
+    if config.train_studies > len(rows):
+        raise InputError(
+            f"train_studies is {config.train_studies}, but the training split of cohort {cohort.name!r} has "
+            f"{len(rows)} studies; give at most that many, or none for all."
+        )
+    patients, strata = cohort.studies["patient_id"][rows].to_list(), cohort.strata
+    seed = config.seed if config.subset_seed is None else config.subset_seed
+    return rows[subset_by_patient(patients, [strata[row] for row in rows], config.train_studies, seed)]
 
 
 class CohortDataset(Dataset[Batch]):

@@ -19,7 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,6 +32,7 @@ from radgaze.files import read_json, write_json, write_text
 from radgaze.models import Network, build, load_weights
 from radgaze.models.build import save_tensors
 from radgaze.training.config import RunConfig
+from radgaze.training.data import training_studies
 from radgaze.training.schedule import Plateau
 
 __all__ = ["Checkpoint", "Run", "TrainingState", "environment"]
@@ -187,6 +190,11 @@ class Run:
                 f"{self.size[0]}x{self.size[1]}; import the cohort with --size {self.size[0]}x{self.size[1]}."
             )
         return cohort
+
+    def training_studies(self, cohort: Cohort) -> NDArray[np.int64]:
+        """Rows that the run learned from; of another cohort than its own, that cohort's training split."""
+        own = cohort.meta["checksums"] == self.content["cohort"]["checksums"]
+        return training_studies(cohort, self.config) if own else cohort.indices("train")
 
     def network(self) -> Network:
         """The network with its best weights, in evaluation mode, on the CPU."""

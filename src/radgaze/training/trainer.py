@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
@@ -39,7 +40,7 @@ from radgaze.models import Network, Output, build, parameters
 from radgaze.models.build import save_tensors
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.config import RunConfig
-from radgaze.training.data import Batch, Batches, CohortDataset, loader
+from radgaze.training.data import Batch, Batches, CohortDataset, loader, training_studies
 from radgaze.training.methods import Objective, find_method, network_config, resolve
 from radgaze.training.runs import Checkpoint, Run, TrainingState, environment
 from radgaze.training.schedule import one_cycle
@@ -112,6 +113,7 @@ def plan_training(cohort: Cohort, method: str, settings: Mapping[str, Any]) -> P
         "classes": list(cohort.classes) if objective.needs_labels else [],
         "task": cohort.task if objective.needs_labels else "none",
         "attention": attention.describe(cohort) if objective.needs_attention else "none",
+        "train_studies": len(training_studies(cohort, config)),
         "cohort": {
             "path": str(cohort.path),
             "name": cohort.name,
@@ -152,8 +154,7 @@ def make_objective(config: RunConfig) -> Any:
 
 def check_trainable(cohort: Cohort, config: RunConfig, objective: Objective, attention: AttentionTarget) -> None:
     """Everything that would fail or mean nothing later, said now."""
-    for split in ("train", "val"):
-        studies = cohort.indices(split)
+    for split, studies in (("train", training_studies(cohort, config)), ("val", cohort.indices("val"))):
         if len(studies) == 0:
             raise InputError(
                 f"Cohort {cohort.name!r} has no study in its {split!r} split; split it again with more studies."
@@ -162,9 +163,14 @@ def check_trainable(cohort: Cohort, config: RunConfig, objective: Objective, att
             present = set(cohort.targets[studies].tolist())
             for index, name in enumerate(cohort.classes):
                 if index not in present:
+                    subset = split == "train" and config.train_studies is not None
                     raise InputError(
-                        f"Class {name!r} is absent from the {split!r} split of cohort {cohort.name!r}; "
-                        "split it again (radgaze split) or add studies of that class."
+                        f"Class {name!r} is absent from the {split!r} split of cohort {cohort.name!r}"
+                        + (
+                            f" when {config.train_studies} of its studies are drawn; raise train_studies."
+                            if subset
+                            else "; split it again (radgaze split) or add studies of that class."
+                        )
                     )
     if objective.needs_labels and cohort.task == "none":
         raise InputError(
@@ -258,14 +264,16 @@ class Trainer:
 
         self.attention_size = network.attention_size(cohort.size)
         target = attention if objective.needs_attention else None
-        self.train_loader, self.train_batches = self.make_loader("train", target)
-        self.val_loader, _ = self.make_loader("val", target)
+        self.train_loader, self.train_batches = self.make_loader(training_studies(cohort, config), target, True)
+        self.val_loader, _ = self.make_loader(cohort.indices("val"), target, False)
 
-    def make_loader(self, split: str, attention: AttentionTarget | None) -> tuple[DataLoader[Batch], Batches]:
-        config, training = self.config, split == "train"
+    def make_loader(
+        self, studies: NDArray[np.int64], attention: AttentionTarget | None, training: bool
+    ) -> tuple[DataLoader[Batch], Batches]:
+        config = self.config
         dataset = CohortDataset(
             self.cohort,
-            self.cohort.indices(split),
+            studies,
             attention,
             self.attention_size,
             augmentation=config.augmentation if training else None,
