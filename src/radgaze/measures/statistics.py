@@ -254,7 +254,7 @@ def _difference(value: Tensor, drawn: Tensor, level: float) -> Difference:
     low, high, undefined = _bounds(drawn, level)
     defined = len(drawn) - undefined
     one_side = torch.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
-    p_value = (2 * (one_side + 1) / (defined + 1)).clamp_max(1)
+    p_value = (2 * (one_side + 1).double() / (defined + 1)).clamp_max(1)
     return Difference(value, low, high, torch.where(low.isnan(), torch.nan, p_value), level, len(drawn), undefined)
 
 
