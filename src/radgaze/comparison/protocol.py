@@ -132,7 +132,9 @@ class Protocol:
         for key, option in {"seed": "seeds", "train_studies": "train_studies", "method": "methods"}.items():
             if any(key in group for group in (shared, *own.values())):
                 raise InputError(f"A comparison takes no setting {key!r}: it varies {option}; give it there.")
-        together = union(self.methods, methods)
+        together, trained = union(self.methods, methods), union(self.runs, folders)
+        if not together and not trained:
+            raise InputError("There is nothing to compare: give methods to train, or runs that are trained.")
         with_backbone = [name for name in together if default_backbone(name) is not None]
         if backbones and not with_backbone:
             raise InputError(
@@ -148,10 +150,8 @@ class Protocol:
             sorted(union(self.seeds, seeds)) if together else [],
             shared,
             own,
-            union(self.runs, folders),
+            trained,
         )
-        if not together and not extended.runs:
-            raise InputError("There is nothing to compare: give methods to train, or runs that are trained.")
         for name in own:
             if name not in (*extended.methods, *extended.backbones):
                 known = [*extended.methods, *extended.backbones]
