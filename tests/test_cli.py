@@ -35,12 +35,14 @@ def test_the_whole_job(radgaze_command: Any, tmp_path: Path) -> None:
     code, out, _ = radgaze_command(
         "import", "tables", tables / "images.csv", "--gaze", tables / "gaze.csv", "--boxes", tables / "boxes.csv",
         "--out", cohort, "--size", "48x32", "--workers", 1, "--quiet", "--json",
+        "--structure", "class1=blob", "--structure", "class2=blob",
     )  # fmt: skip
     imported = json.loads(out)
     assert code == 0
     assert imported["studies"] == 36
     assert imported["gaze points"] == 36 * 12
     assert imported["masks"] == ["blob"]
+    assert imported["class structures"] == {"class1": ["blob"], "class2": ["blob"]}
     assert sum(row["studies"] for row in imported["splits"]) == 36
 
     code, out, _ = radgaze_command("info", cohort, "--check")
@@ -86,6 +88,10 @@ def test_gg_cam(radgaze_command: Any, large_cohort: Cohort, tmp_path: Path) -> N
     assert code == 0, err
     assert "pointing game" in out
     assert "uniform" in out
+    assert "Grad-CAM" in out
+    code, out, err = radgaze_command("evaluate", run, "--resamples", 20, "--no-grad-cam", "--quiet", "--json")
+    assert code == 0, err
+    assert "grad-cam" not in json.loads(out)["localisation"]
 
     code, _, err = radgaze_command(
         "train", "classifier", large_cohort.path, "--out", tmp_path / "other", "--backbone", "resnet10"
@@ -101,6 +107,7 @@ def test_gg_cam(radgaze_command: Any, large_cohort: Cohort, tmp_path: Path) -> N
         (["evaluate", "nowhere"], "not a run"),
         (["import", "tables", "nowhere.csv", "--out", "x", "--size", "640"], "HEIGHTxWIDTH"),
         (["import", "tables", "nowhere.csv", "--out", "x"], "nowhere.csv"),
+        (["import", "tables", "nowhere.csv", "--out", "x", "--structure", "lungs"], "CLASS=MASK"),
         (["train", "mt-unet", "nowhere", "--out", "x", "--set", "clip"], "KEY=VALUE"),
         (["import", "reflacx", "nowhere", "--images", ".", "--out", "x", "--phases", "one"], "1,2,3"),
         (["trian"], "trian"),
@@ -117,8 +124,25 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []  # nothing half-written
 
 
+def test_shortcut_and_part_of_the_training_split(radgaze_command: Any, cohort: Cohort, tmp_path: Path) -> None:
+    code, out, err = radgaze_command(
+        "shortcut", cohort.path, "--out", tmp_path / "planted", "--rate", 1, "--classes", "class0,class2", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["studies"] == len(cohort)
+    code, out, err = radgaze_command(
+        "train", "mt-unet", tmp_path / "planted", "--out", tmp_path / "run", "--train-studies", 6, "--scheme",
+        "class-only", "--width", 2, "--epochs", 1, "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train_studies"] == 6
+    code, out, err = radgaze_command("evaluate", tmp_path / "run", "--resamples", 20, "--quiet", "--json")
+    assert code == 0, err
+    assert any("shortcut is planted" in note for note in json.loads(out)["notes"])
+
+
 def test_every_command_has_help_with_an_example(radgaze_command: Any) -> None:
-    for command in ("phantom", "info", "split", "train", "evaluate", "demo"):
+    for command in ("phantom", "info", "split", "shortcut", "train", "evaluate", "demo"):
         code, out, _ = radgaze_command(command, "--help")
         assert code == 0
         assert f"radgaze {command}" in out

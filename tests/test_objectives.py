@@ -237,14 +237,30 @@ def test_which_cam_is_supervised(mapped: Output) -> None:
     predicted, _ = supervised_cam(mapped, one, "predicted-class")
     torch.testing.assert_close(predicted, cams[torch.arange(3), mapped.logits.argmax(1)])
     torch.testing.assert_close(supervised_cam(mapped, one, "class-agnostic")[0], cams.mean(1))
+    torch.testing.assert_close(supervised_cam(mapped, one, "decision")[0], cams.std(1, correction=0))
+    torch.testing.assert_close(supervised_cam(mapped, several, "decision")[0], cams.square().mean(1).sqrt())
 
 
-def test_cam_losses_equal_scipy_and_numpy() -> None:
+def test_a_map_that_all_classes_share_decides_nothing(mapped: Output) -> None:
+    """Adding one map to all classes changes no probability, and not the decision map, but every class's own."""
+    shared = 5 * torch.randn(3, 1, *mapped.cams.shape[2:])
+    moved = Output(logits=mapped.logits + shared.mean((2, 3)), cams=mapped.cams + shared)
+    labels = torch.tensor([0, 1, 2])
+    torch.testing.assert_close(moved.logits.softmax(1), mapped.logits.softmax(1))
+    ours, theirs = (supervised_cam(output, labels, "decision")[0] for output in (mapped, moved))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(supervised_cam(moved, labels, "true-class")[0], mapped.cams[range(3), range(3)])
+
+
+@pytest.mark.parametrize("supervise", ["true-class", "decision"])
+def test_cam_losses_equal_scipy_and_numpy(supervise: Supervised) -> None:
     torch.manual_seed(3)
     cam, attention = torch.randn(2, 4, 5), torch.rand(2, 4, 5)
+    cam = cam.abs() if supervise == "decision" else cam
     has, log_scale = torch.ones(2, dtype=torch.bool), torch.tensor(0.5)
     for study in range(2):
         p = 1 / (1 + np.exp(-np.exp(0.5) * cam[study].double().numpy().ravel()))
+        p = 2 * p - 1 if supervise == "decision" else p
         q = attention[study].double().numpy().ravel()
         expected = {
             "mse": ((p - q / q.max()) ** 2).mean(),
@@ -252,20 +268,22 @@ def test_cam_losses_equal_scipy_and_numpy() -> None:
             "1-cc": 1 - np.corrcoef(p, q)[0, 1],
         }
         for loss in get_args(CamLoss):
-            value = cam_loss(cam, log_scale, attention, has, loss).values[study].item()
+            value = cam_loss(cam, log_scale, attention, has, loss, supervise).values[study].item()
             assert value == pytest.approx(expected[loss], rel=1e-4)
 
 
+@pytest.mark.parametrize("supervise", get_args(Supervised))
 @pytest.mark.parametrize("loss", get_args(CamLoss))
-def test_flat_maps_and_empty_targets_give_finite_gradients(loss: CamLoss) -> None:
-    cam = torch.zeros(3, 2, 2, requires_grad=True)
+def test_flat_maps_and_empty_targets_give_finite_gradients(loss: CamLoss, supervise: Supervised) -> None:
+    cams = torch.zeros(3, 3, 2, 2, requires_grad=True)
+    cam, _ = supervised_cam(Output(logits=torch.zeros(3, 3), cams=cams), torch.tensor([0, 1, 2]), supervise)
     log_scale = torch.zeros((), requires_grad=True)
     attention = torch.stack([torch.ones(2, 2), torch.zeros(2, 2), torch.eye(2)])
-    term = cam_loss(cam, log_scale, attention, torch.ones(3, dtype=torch.bool), loss)
+    term = cam_loss(cam, log_scale, attention, torch.ones(3, dtype=torch.bool), loss, supervise)
     assert term.used.tolist() == [loss != "1-cc", False, True]
     term.mean.backward()
     assert term.values.isfinite().all()
-    assert cam.grad.isfinite().all()
+    assert cams.grad.isfinite().all()
     assert log_scale.grad.isfinite()
 
 

@@ -21,6 +21,7 @@ from radgaze.cohort import Cohort
 from radgaze.cohort.sources.tables import import_tables
 from radgaze.measures import classification, statistics
 
+CLASSES = ("normal", "bacterial", "viral")
 SCHEMES = ("uncertainty-class", "class-only", "saliency-only")
 SETTINGS = {
     "attention": "mask:lungs",
@@ -47,7 +48,14 @@ def prepare(data: Path, work: Path, size: int) -> Cohort:
                 inside = {Path(member).parts[0] for member in archive.namelist()}
                 archive.extractall(unpacked if inside == {name} else unpacked / name)
     (unpacked / "images.csv").write_bytes((data / "images.csv").read_bytes())
-    return import_tables(unpacked / "images.csv", cohort, name="kermany", size=(size, size), split="source")
+    return import_tables(
+        unpacked / "images.csv",
+        cohort,
+        name="kermany",
+        size=(size, size),
+        split="source",
+        class_structures={name: ["lungs"] for name in CLASSES},
+    )
 
 
 def run_folder(arguments: argparse.Namespace, scheme: str, seed: int) -> Path:

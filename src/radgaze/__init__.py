@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from radgaze import measures, models, redundancy
-    from radgaze.cohort import Cohort, Study
+    from radgaze.cohort import Cohort, Study, plant_shortcut
     from radgaze.cohort.phantom import make_phantom
     from radgaze.cohort.sources.egd_cxr import import_egd_cxr
     from radgaze.cohort.sources.reflacx import import_reflacx
@@ -44,6 +44,7 @@ __all__ = [
     "make_phantom",
     "measures",
     "models",
+    "plant_shortcut",
     "redundancy",
     "render",
     "render_batch",
@@ -51,7 +52,7 @@ __all__ = [
 
 # Resolved on first use: `radgaze --help` and the pixel workers of an import need no torch.
 HOMES = {
-    "cohort": ["Cohort", "Study"],
+    "cohort": ["Cohort", "Study", "plant_shortcut"],
     "cohort.phantom": ["make_phantom"],
     "cohort.sources.egd_cxr": ["import_egd_cxr"],
     "cohort.sources.reflacx": ["import_reflacx"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,6 +148,10 @@ def import_tables_command(
     boxes: Annotated[Path | None, typer.Option(help="study_id, name, xmin, ymin, xmax, ymax")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the cohort in reports; the folder's by default.")] = None,
     gaze_kind: Annotated[str | None, typer.Option(help="Whether the gaze table holds samples or fixations.")] = None,
+    structure: Annotated[
+        list[str] | None,
+        typer.Option(help="Where a class shows itself, for localisation: CLASS=MASK[,MASK], e.g. pneumonia=lungs."),
+    ] = None,
     size: Size = "640x512",
     fit: Fit = "letterbox",
     canvas: Canvas = None,
@@ -165,6 +169,8 @@ def import_tables_command(
     from radgaze.cohort.sources.tables import import_tables
 
     optional: dict[str, Any] = {"gaze_kind": gaze_kind, "split": split}
+    if structure:
+        optional["class_structures"] = parse_structures(structure)
     cohort = import_tables(
         images,
         out,
@@ -235,6 +241,31 @@ def split(
     print_cohort(resplit(folder, by=by, seed=seed), as_json)
 
 
+@app.command(epilog="Example: radgaze shortcut cohort --out cohort-shortcut --rate 0.95")
+def shortcut(
+    folder: Annotated[Path, typer.Argument(metavar="COHORT")],
+    out: Out,
+    rate: Annotated[
+        float, typer.Option(help="Share of training and validation images that the marker gives away.")
+    ] = 0.95,
+    test: Annotated[str, typer.Option(help="Markers of the test images: random, absent, or swapped.")] = "random",
+    size: Annotated[float, typer.Option(help="Side of the marker, as a share of the image's shorter side.")] = 0.08,
+    classes: Annotated[
+        str | None, typer.Option(help="The two to four classes to give away, A,B; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the lots.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Copy a cohort with a corner marker that gives the class away, except in the test split: a robustness test."""
+    from radgaze.cohort import plant_shortcut
+
+    named = classes.split(",") if classes else None
+    print_cohort(
+        plant_shortcut(folder, out, rate=rate, test=test, size=size, classes=named, seed=seed),  # type: ignore[arg-type]
+        as_json,
+    )
+
+
 @app.command(epilog="Example: radgaze train mt-unet cohort --out runs/first --epochs 60 --seed 1")
 def train(
     method: Annotated[str, typer.Argument(help="mt-unet, gg-cam, or classifier (gg-cam's control).")],
@@ -258,7 +289,8 @@ def train(
         str | None, typer.Option(help="gg-cam, classifier: any CNN of timm, e.g. resnet50 or efficientnetv2_s.")
     ] = None,
     supervise: Annotated[
-        str | None, typer.Option(help="gg-cam: guide the CAM of the true-class, predicted-class, or class-agnostic.")
+        str | None,
+        typer.Option(help="gg-cam: guide the CAM of the true-class, predicted-class, class-agnostic, or decision."),
     ] = None,
     loss: Annotated[str | None, typer.Option(help="gg-cam: mse, kld or 1-cc between CAM and attention.")] = None,
     weights: Annotated[
@@ -357,13 +389,23 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for the report; the run itself by default.")] = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples over patients.")] = 2000,
     batch_size: Annotated[int, typer.Option(help="Studies per forward pass.")] = 16,
+    grad_cam: Annotated[bool, typer.Option(help="Also measure where the true class's Grad-CAM lies.")] = True,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure a run and write report.json and a self-contained report.html."""
     from radgaze.inference import evaluate
 
-    report = evaluate(run, cohort, split=split, out=out, resamples=resamples, batch_size=batch_size, progress=not quiet)
+    report = evaluate(
+        run,
+        cohort,
+        split=split,
+        out=out,
+        resamples=resamples,
+        batch_size=batch_size,
+        grad_cam=grad_cam,
+        progress=not quiet,
+    )
     if as_json:
         print_json(report)
     else:
@@ -511,6 +553,16 @@ def parse_training_size(text: str) -> int | None:
     return int(text)
 
 
+def parse_structures(pairs: list[str]) -> dict[str, list[str]]:
+    structures = {}
+    for pair in pairs:
+        name, equals, masks = pair.partition("=")
+        if not (name and equals and masks):
+            raise InputError(f"--structure {pair!r} is not CLASS=MASK[,MASK]; write for example pneumonia=lungs.")
+        structures[name] = masks.split(",")
+    return structures
+
+
 def parse_setting(pair: str) -> tuple[str, Any]:
     key, equals, value = pair.partition("=")
     if not (key and equals):
@@ -576,6 +628,7 @@ def print_cohort(cohort: Cohort, as_json: bool) -> None:
         "gaze": cohort.gaze_kind,
         "gaze points": int(studies["gaze_count"].sum()),
         "masks": cohort.structures,
+        "class structures": cohort.class_structures,
         "boxes": cohort.has_boxes,
         "split by": cohort.meta["split_by"],
         "counts": cohort.meta["counts"],
@@ -589,7 +642,7 @@ def print_cohort(cohort: Cohort, as_json: bool) -> None:
         table.add_row(*map(str, row))
     tables.print(table)
     facts = Table(show_header=False, box=None)
-    for key in ("source", "size", "task", "gaze", "gaze points", "masks", "boxes", "split by"):
+    for key in ("source", "size", "task", "gaze", "gaze points", "masks", "class structures", "boxes", "split by"):
         value = summary[key]
         facts.add_row(key, " x ".join(map(str, value)) if key == "size" else readable(value))
     for key, value in cohort.meta["counts"].items():
@@ -607,26 +660,31 @@ def readable(value: Any) -> str:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {readable(entry)}" for key, entry in value.items()) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def print_report(report: Mapping[str, Any]) -> None:
+    from radgaze.report.glossary import LOCATED
+
     title = f"{report['title']} — {report['split']} split, attention: {report['attention']}"
-    table = Table("measure", "model", title=title)
-    located = report.get("localisation") or {}
-    saliency = report.get("saliency") or {name: located[name]["overall"] for name in ("model", "uniform") if located}
+    saliency = report.get("saliency") or {"model": {}}
     baselines = [name for name in saliency if name != "model"]
-    for name in baselines:
-        table.add_column(name)
+    table = Table("measure", "model", *baselines, title=title)
     classes = report.get("classification") or {}
     for key, label in {"auc_macro": "AUC, macro", "accuracy": "accuracy", "ece": "calibration error"}.items():
         if key in classes:
             table.add_row(label, interval(classes[key], "value"), *[""] * len(baselines))
-    for key in saliency.get("model", {}):
-        table.add_row(
-            key.replace("_", " "), *(interval(saliency[name].get(key), "mean") for name in ["model", *baselines])
-        )
+    add_measures(table, [saliency[name] for name in ["model", *baselines]])
     tables.print(table)
+    located = report.get("localisation") or {}
+    named = LOCATED | {"uniform": "uniform"}
+    maps = {label: located[name]["overall"] for name, label in named.items() if name in located}
+    if any(maps.values()):
+        table = Table("localisation", *maps, title="Where the true class's map lies")
+        add_measures(table, list(maps.values()))
+        tables.print(table)
     if "path" in report:
         tables.print(f"Report: {report['path']}", soft_wrap=True)
 
@@ -635,8 +693,9 @@ COMPARED = {
     "auc_macro": "AUC, macro",
     "cam:energy_inside": "energy inside",
     "cam:pointing_game": "pointing game",
+    "grad_cam:energy_inside": "energy inside (Grad-CAM)",  # where some arms have no other map
     "saliency:cc": "CC",
-    "cam:cc": "CC of CAM",
+    "cam:cc": "CC (CAM)",
     "ece": "ECE",
 }
 
@@ -644,6 +703,8 @@ COMPARED = {
 def print_comparison(comparison: Mapping[str, Any]) -> None:
     arms, pairs = comparison["arms"], comparison["pairs"]
     shown = {key: name for key, name in COMPARED.items() if any(key in arm["measures"] for arm in arms)}
+    if all("cam:energy_inside" in arm["measures"] for arm in arms):
+        shown.pop("grad_cam:energy_inside", None)
     seeds = f"{len(comparison['protocol']['seeds'])} seeds"
     title = f"{comparison['title']} — {comparison['split']} split, median (range) of {seeds}"
     table = Table("arm", "seeds", *shown.values(), title=title)
@@ -678,6 +739,12 @@ def spread(entry: Mapping[str, Any] | None) -> str:
     if entry["n"] == 1:
         return f"{entry['median']:.3f}"
     return f"{entry['median']:.3f} ({entry['min']:.3f}–{entry['max']:.3f})"
+
+
+def add_measures(table: Table, columns: Sequence[Mapping[str, Any]]) -> None:
+    """A row for each measure of the first column, a cell for each column."""
+    for key in columns[0]:
+        table.add_row(key.replace("_", " "), *(interval(column.get(key), "mean") for column in columns))
 
 
 def interval(entry: Mapping[str, Any] | None, key: str) -> str:

@@ -1,10 +1,11 @@
-"""Files that are whole or absent: atomic writes and a lock on a folder."""
+"""Files that are whole or absent: atomic writes, finished folders, and a lock on a folder."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from radgaze.errors import InputError
 
-__all__ = ["atomic_path", "folder_lock", "read_json", "write_json", "write_text"]
+__all__ = ["atomic_path", "folder_lock", "publish", "read_json", "write_json", "write_text"]
 
 
 @contextmanager
@@ -61,3 +62,14 @@ def folder_lock(folder: Path, doing: str) -> Iterator[None]:
                 f"Another process is {doing} {str(folder)!r}; wait until it ends or choose another folder."
             ) from None
         yield
+
+
+def publish(finished: Path, out: Path, partial: Path) -> None:
+    """Give a finished folder inside ``partial`` its name. Only then does ``out`` exist, or change."""
+    for file in finished.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())  # the bytes reach the disk before the name does
+    if out.exists():
+        out.rename(partial / "replaced")
+    finished.rename(out)
+    shutil.rmtree(partial, ignore_errors=True)

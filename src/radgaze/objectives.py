@@ -19,7 +19,13 @@ GG-CAM (Zhu, Salcudean, Rohling, arXiv 2202.07107) guides a classifier's class a
 
 The released code applies the sigmoid and k to the label, so that class 0's CAM is supervised for every study and k
 never learns. Here both act on the map, as the paper means. Other maps to supervise and other losses than the paper's
-are choices of :class:`GazeCAMObjective`.
+are choices of :class:`GazeCAMObjective`. One of them is this project's own, ``decision``: softmax sees only by how much
+the classes differ, so the map that decides is their spread
+
+    D(i, j) = sqrt(mean_c (M_c - mean_c M_c)^2)        (labels that do not exclude each other: sqrt(mean_c M_c^2))
+
+and P = 2 sigmoid(k D) - 1 is to follow S. Guiding M_y alone leaves the other classes' maps free, and a network may
+decide by them wherever it likes; D is zero only where no class gains on another.
 """
 
 from __future__ import annotations
@@ -46,12 +52,13 @@ __all__ = [
     "cam_loss",
     "class_loss",
     "saliency_kld",
+    "seen_as_attention",
     "supervised_cam",
     "uncertainty_weighted",
 ]
 
 Scheme = Literal["equal", "uncertainty", "uncertainty-class", "saliency-only", "class-only"]
-Supervised = Literal["true-class", "predicted-class", "class-agnostic"]
+Supervised = Literal["true-class", "predicted-class", "class-agnostic", "decision"]
 CamLoss = Literal["mse", "kld", "1-cc"]
 
 # exp(2 * 24) / 2 = 3.5e20 is the heaviest weight whose gradient Adam can square in float32, where it keeps g^2 / 1000
@@ -201,6 +208,7 @@ def supervised_cam(output: Output, targets: Tensor, supervise: Supervised) -> tu
         supervise: ``"true-class"`` (the paper): the label's CAM; of several present labels, the mean of their CAMs.
             ``"predicted-class"``: that of the highest logit, known without a label. ``"class-agnostic"``: the mean
             over all classes, which guides the features but, for labels that exclude each other, no decision.
+            ``"decision"``: by how much the classes differ, D in the module's head; non-negative, known without a label.
 
     Returns:
         ``(B, h, w)`` maps and ``(B,)`` bool: False where the study has no such class (unlabelled, or nothing present).
@@ -210,6 +218,12 @@ def supervised_cam(output: Output, targets: Tensor, supervise: Supervised) -> tu
         raise InputError("Guiding class activation maps needs a network with a CAM head; use the network gaze-cam.")
     if supervise == "class-agnostic":
         return cams.mean(1), torch.ones(len(cams), dtype=torch.bool, device=cams.device)
+    if supervise == "decision":
+        maps = cams.float()
+        exclusive = targets.ndim == 1
+        centred = maps - maps.mean(1, keepdim=True) if exclusive else maps
+        # a little under the root, whose slope at 0 is infinite: classes that do not differ at all have D = 1e-6
+        return (centred.square().mean(1) + 1e-12).sqrt(), torch.ones(len(cams), dtype=torch.bool, device=cams.device)
     if supervise == "predicted-class":
         share = F.one_hot(logits.argmax(1), cams.shape[1])
     elif targets.ndim == 1:
@@ -221,36 +235,52 @@ def supervised_cam(output: Output, targets: Tensor, supervise: Supervised) -> tu
     return torch.einsum("bc,bchw->bhw", share.to(cams.dtype), cams), number > 0
 
 
-def cam_loss(cam: Tensor, log_scale: Tensor, attention: Tensor, has_attention: Tensor, loss: CamLoss = "mse") -> Term:
-    """How far ``P = sigmoid(k M)`` is from the attention map S of each study.
+def seen_as_attention(cam: Tensor, log_scale: Tensor, supervise: Supervised) -> Tensor:
+    """The map P in [0, 1] that is compared with attention: sigmoid(k M), or 2 sigmoid(k D) - 1 of a decision map."""
+    scaled = log_scale.exp() * cam.float()
+    return (scaled / 2).tanh() if supervise == "decision" else scaled.sigmoid()  # tanh keeps the digits near 0
+
+
+def cam_loss(
+    cam: Tensor,
+    log_scale: Tensor,
+    attention: Tensor,
+    has_attention: Tensor,
+    loss: CamLoss = "mse",
+    supervise: Supervised = "true-class",
+) -> Term:
+    """How far P, see :func:`seen_as_attention`, is from the attention map S of each study.
 
     Args:
-        cam: ``(B, h, w)`` activation maps M.
+        cam: ``(B, h, w)`` activation maps M, or decision maps D.
         log_scale: ``ln k``.
         attention: ``(B, h, w)`` non-negative maps on the same grid; each is divided by its own maximum to give S.
         has_attention: ``(B,)`` bool; the other maps are not looked at.
         loss: ``"mse"``: mean (P - S)^2 over cells (the paper). ``"kld"``: KLD(S || P) in nats, both with sum 1.
             ``"1-cc"``: one minus Pearson's correlation, not defined for a constant S, which is then not used.
+        supervise: What kind of map ``cam`` is.
     """
     if cam.shape != attention.shape:
         raise InputError(
             f"The attention maps have shape {tuple(attention.shape)}, the CAMs {tuple(cam.shape)}; "
             "render attention on the network's attention_size."
         )
-    scaled = log_scale.exp() * cam.float().flatten(1)
+    prediction = seen_as_attention(cam, log_scale, supervise).flatten(1)
     target = attention.float().flatten(1)
     highest = target.amax(1)
     used = has_attention & (highest > 0)
     target = target / torch.where(highest > 0, highest, 1.0)[:, None]
     if loss == "mse":
-        values = (scaled.sigmoid() - target).square().mean(1)
+        values = (prediction - target).square().mean(1)
     elif loss == "kld":
-        log_prediction = F.logsigmoid(scaled)
+        if supervise == "decision":
+            log_prediction = prediction.clamp(min=1e-12).log()
+        else:
+            log_prediction = F.logsigmoid(log_scale.exp() * cam.float().flatten(1))  # exact where the sigmoid is 0
         log_prediction = log_prediction - log_prediction.logsumexp(1, keepdim=True)
         density = target / target.sum(1, keepdim=True).clamp(min=1)  # a map with a maximum of 1 sums to 1 at least
         values = (torch.xlogy(density, density) - density * log_prediction).sum(1)
     else:
-        prediction = scaled.sigmoid()
         prediction, centred = prediction - prediction.mean(1, keepdim=True), target - target.mean(1, keepdim=True)
         used = used & (centred.abs().amax(1) > 0)
         # clamped before the root, whose slope at 0 is infinite: a flat CAM has correlation 0
@@ -314,7 +344,9 @@ class GazeCAMObjective(nn.Module):
         assert output.logits is not None
         return {
             "class": class_loss(output.logits, batch.targets),
-            "attention": cam_loss(cam, self.log_scale, batch.attention, batch.has_attention & supervised, self.loss),
+            "attention": cam_loss(
+                cam, self.log_scale, batch.attention, batch.has_attention & supervised, self.loss, self.supervise
+            ),
         }
 
     def combine(self, means: dict[str, Tensor]) -> Tensor:
@@ -324,9 +356,9 @@ class GazeCAMObjective(nn.Module):
         )
 
     def predicted_attention(self, output: Output, batch: Supervision) -> Tensor | None:
-        """``sigmoid(k M)`` ``(B, h, w)``, for the log; a study without the class to supervise has a flat map."""
+        """P ``(B, h, w)`` in [0, 1], for the log; a study without the class to supervise has a flat map."""
         cam, _ = supervised_cam(output, batch.targets, self.supervise)
-        return (self.log_scale.exp() * cam.float()).sigmoid()
+        return seen_as_attention(cam, self.log_scale, self.supervise)
 
     def scalars(self) -> dict[str, float]:
         """The three scalars, and the weights 1 / s_c^2 and 1 / (2 s_d^2) that they give the two terms."""

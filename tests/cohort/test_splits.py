@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from radgaze.cohort.splits import (
     rarest_labels,
     split_by_image,
     split_by_patient,
+    subset_by_patient,
 )
 from radgaze.errors import InputError
 
@@ -118,3 +120,39 @@ def test_names_of_splits() -> None:
 def test_rarest_of_several_labels() -> None:
     labels = [{"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": None}, {"a": 1.0, "b": None}]
     assert rarest_labels(labels) == ["b", "a", None, "a"]
+
+
+def test_subset_holds_whole_patients_and_classes_in_proportion() -> None:
+    names, labels = crowd(400)
+    for count in (40, 123, 500):
+        chosen = subset_by_patient(names, labels, count, seed=3)
+        assert len(chosen) == count  # patients of one study fill the last gap
+        inside, outside = {names[i] for i in chosen}, {n for i, n in enumerate(names) if i not in set(chosen.tolist())}
+        assert not inside & outside
+        for label in ("rare", "normal", "sick"):
+            here = sum(labels[i] == label for i in chosen) / count
+            assert here == pytest.approx(labels.count(label) / len(labels), abs=4 / count)
+
+
+def test_a_smaller_subset_lies_within_a_larger_one() -> None:
+    names, labels = crowd(300)
+    for seed in range(5):
+        nested = [set(subset_by_patient(names, labels, count, seed).tolist()) for count in (30, 100, 250, len(names))]
+        assert all(small <= large for small, large in pairwise(nested))
+        assert len(nested[-1]) == len(names)
+
+
+def test_subset_follows_seed_and_names_and_not_the_order() -> None:
+    names, labels = crowd(100)
+    chosen = {names[i] for i in subset_by_patient(names, labels, 50, seed=1)}
+    order = np.random.default_rng(0).permutation(len(names))
+    again = subset_by_patient([names[i] for i in order], [labels[i] for i in order], 50, seed=1)
+    assert chosen == {names[order[i]] for i in again}
+    assert chosen != {names[i] for i in subset_by_patient(names, labels, 50, seed=2)}
+
+
+def test_subset_that_cannot_be_drawn() -> None:
+    with pytest.raises(InputError, match="subset of 5 studies cannot be drawn from 3"):
+        subset_by_patient(["a", "b", "c"], [None] * 3, 5)
+    with pytest.raises(InputError, match="give at least 2"):
+        subset_by_patient(["a", "a", "b", "b"], [None] * 4, 1)

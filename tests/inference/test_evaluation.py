@@ -8,11 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, roc_auc_score
 
+from radgaze.cli import print_report
 from radgaze.cohort import Cohort, resplit
 from radgaze.errors import InputError
-from radgaze.inference import evaluate
+from radgaze.inference import evaluate, evaluation, grad_cam
 from radgaze.inference.evaluation import FixationCounts, centre_map, fixations_of, mean_attention
 from radgaze.training import AttentionTarget, Run, fit
 from tests.cohorts import blob_cohort, multilabel_cohort
@@ -61,6 +63,48 @@ def test_beats_its_baselines(report: dict[str, Any]) -> None:
     assert saliency["model"]["shuffled_auc"]["mean"] > 0.7
     assert saliency["mean map"]["information_gain"]["mean"] == pytest.approx(0, abs=1e-5)
     assert saliency["model"]["information_gain"]["mean"] > 0
+
+
+def test_grad_cam_tells_where_a_network_without_cams_looks(
+    run: Run, cohort: Cohort, report: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = report["localisation"]
+    assert "model" not in section
+    assert set(section["grad-cam"]["overall"]) == {"pointing_game", "energy_inside", "iou", "cc", "sim"}
+    assert "energy_inside" not in section["grad-cam"]["classes"]["class0"]  # it has no structure
+    table = pl.read_csv(run.path / "studies-test.csv")
+    assert not any(name.startswith("cam_") for name in table.columns)
+    network = run.network()
+    energies = []
+    for study in (cohort.by_id(name) for name in table["study_id"]):
+        images = torch.from_numpy(study.image.astype(np.float32) / study.image.max())[None, None]
+        heat = grad_cam(network, images, torch.tensor([cohort.classes.index(study.label)]))
+        inside = F.adaptive_avg_pool2d(torch.from_numpy(study.mask("blob") == 1)[None].float(), heat.shape[1:])
+        energies.append(((heat * inside).sum() / heat.sum()).item() if study.label != "class0" else np.nan)
+    np.testing.assert_allclose(table["grad_cam_energy_inside"].to_numpy(), energies, rtol=1e-3, atol=1e-5)
+    assert section["grad-cam"]["overall"]["energy_inside"]["mean"] == pytest.approx(np.nanmean(energies), rel=1e-3)
+    page = Path(report["path"]).read_text()
+    assert "Grad-CAM of the true class on the test split" in page
+    assert "Of the true class’s Grad-CAM, a share of" in page
+    assert "class activation map" not in page
+    print_report(report)
+    assert "Grad-CAM" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_cannot_or_shall_not_be_measured_is_not_computed(
+    wanted: bool, run: Run, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("Grad-CAM was computed")
+
+    monkeypatch.setattr(evaluation, "explain", never)
+    if wanted:
+        cohort = multilabel_cohort(tmp_path)  # neither gaze nor structures of its classes
+        run = fit(cohort, tmp_path / "run", epochs=1, **{**SMALL, "attention": "mask:blob"})
+    report = evaluate(run, resamples=20, out=tmp_path, progress=False, grad_cam=wanted)
+    assert "localisation" not in report
+    assert not any(name.startswith("grad_cam") for name in pl.read_csv(tmp_path / "studies-test.csv").columns)
 
 
 def test_report_files(run: Run, report: dict[str, Any]) -> None:
@@ -124,14 +168,18 @@ def test_unfinished_run(run: Run, tmp_path: Path) -> None:
         evaluate(tmp_path)
 
 
-def test_single_tasks(cohort: Cohort, tmp_path: Path) -> None:
+def test_single_tasks(cohort: Cohort, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classes = fit(cohort, tmp_path / "class", epochs=1, objective={"scheme": "class-only"}, **SMALL)
     report = evaluate(classes, resamples=50, progress=False)
     assert "saliency" not in report
     assert report["attention"] == "none"
+    assert set(report["localisation"]) >= {"grad-cam", "uniform"}
+    print_report(report)
+    assert "pointing game" in capsys.readouterr().out
     attention = fit(cohort, tmp_path / "saliency", epochs=1, objective={"scheme": "saliency-only"}, **SMALL)
     report = evaluate(attention, resamples=50, progress=False)
     assert "classification" not in report
+    assert "localisation" not in report  # no class to explain
     assert report["saliency"]["model"]["kld"]["n"] == len(cohort.indices("test"))
 
 

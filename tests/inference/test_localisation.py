@@ -86,6 +86,28 @@ def test_true_classes_of_both_tasks() -> None:
     assert (rows.tolist(), classes.tolist()) == ([0, 0, 2], [0, 2, 1])
 
 
+def test_grad_cam_is_measured_as_a_cam_is(large_cohort: Cohort) -> None:
+    cams = torch.rand(4, 3, 6, 4)
+    both = cam_measures(large_cohort, ROWS, cams, GAZE, cams[range(4), [0, 1, 2, 2]])
+    alone = cam_measures(large_cohort, ROWS, None, GAZE, cams[range(4), [0, 1, 2, 2]])
+    assert list(both) == ["model", "grad-cam", "uniform"]
+    assert list(alone) == ["grad-cam", "uniform"]
+    for key, values in both["model"].items():
+        for same in (both["grad-cam"], alone["grad-cam"]):
+            torch.testing.assert_close(same[key], values, equal_nan=True)
+        torch.testing.assert_close(alone["uniform"][key], both["uniform"][key], equal_nan=True)
+    assert cam_measures(large_cohort, ROWS, None, GAZE) == {}
+
+
+def test_each_map_is_compared_with_gaze_on_its_own_grid(large_cohort: Cohort) -> None:
+    fine, coarse = (GAZE.maps(large_cohort, ROWS, size=size)[0] for size in ((12, 8), (6, 4)))
+    cams = torch.zeros(4, 3, 12, 8)
+    cams[range(4), [0, 1, 2, 2]] = fine
+    values = cam_measures(large_cohort, ROWS, cams, GAZE, coarse)
+    for name in ("model", "grad-cam"):
+        torch.testing.assert_close(per_study(values[name]["cc"]), torch.ones(4, dtype=torch.float64))
+
+
 def test_studies_without_a_true_class_have_no_values(large_cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vars(large_cohort), "targets", np.full(len(large_cohort), -1))
     values = cam_measures(large_cohort, ROWS, torch.rand(4, 3, 6, 4), GAZE)
@@ -98,11 +120,15 @@ def test_report_shows_where_the_cams_point(guided: Run, large_cohort: Cohort, re
     section = report["localisation"]
     assert section["structures"] == {"class1": ["blob"], "class2": ["blob"]}
     table = pl.read_csv(guided.path / "studies-test.csv")
-    for key, entry in section["model"]["overall"].items():
-        values = table[f"cam_{key}"].fill_nan(None)
-        assert entry["mean"] == pytest.approx(values.mean(), rel=1e-5)
-        assert entry["n"] == values.count()
-        assert entry["low"] <= entry["mean"] <= entry["high"]
+    for name, prefix in {"model": "cam", "grad-cam": "grad_cam"}.items():
+        for key, entry in section[name]["overall"].items():
+            values = table[f"{prefix}_{key}"].fill_nan(None)
+            assert entry["mean"] == pytest.approx(values.mean(), rel=1e-5)
+            assert entry["n"] == values.count()
+            assert entry["low"] <= entry["mean"] <= entry["high"]
+    for key in ("energy_inside", "iou", "sim"):  # Grad-CAM is the CAM's positive part
+        positive = table[f"cam_{key}"].to_numpy()
+        np.testing.assert_allclose(table[f"grad_cam_{key}"].to_numpy(), positive, rtol=1e-3, atol=1e-6)
     labels = table["label"].to_list()
     assert section["model"]["classes"]["class1"]["cc"]["n"] == labels.count("class1")
     assert set(section["uniform"]["classes"]["class0"]) == {"sim"}  # it has gaze, but no structure
@@ -123,13 +149,16 @@ def test_page_shows_localisation_cams_and_the_curriculum(report: dict[str, Any])
     page = Path(report["path"]).read_text()
     for told in ("Localisation", "Pointing game", "Energy inside", "Class activation: class1", "Weights of the loss"):
         assert told in page
+    assert "CAM and Grad-CAM of the true class" in page
 
 
 def test_control_is_measured_the_same_way(large_cohort: Cohort, tmp_path: Path) -> None:
     run = fit(large_cohort, tmp_path / "run", "classifier", epochs=1, **CAM)
-    report = evaluate(run, resamples=20, progress=False)
+    report = evaluate(run, resamples=20, progress=False, grad_cam=False)
     assert report["attention"] == "none"
     assert set(report["localisation"]["model"]["overall"]) >= {"cc", "pointing_game"}
+    assert "grad-cam" not in report["localisation"]
+    assert not any(name.startswith("grad_cam") for name in pl.read_csv(run.path / "studies-test.csv").columns)
 
 
 def test_a_guided_network_needs_no_gaze_to_be_evaluated(guided: Run, tmp_path: Path) -> None:

@@ -125,3 +125,21 @@ def test_local_weights(tmp_path: Path) -> None:
 def test_backbone_without_published_weights() -> None:
     with pytest.raises(InputError, match="choose a backbone with published weights"):
         GazeCAM("efficientnetv2_s", weights="hub")
+
+
+def test_options_reach_the_backbone() -> None:
+    options = {"channels": [8, 16, 16, 24], "stem_width": 8, "output_stride": 16}
+    network = GazeCAM("resnet18", num_classes=2, options=options)
+    assert network.stride == 16
+    assert network.head.weight.shape == (2, 24)
+    assert network(torch.rand(1, 1, 64, 96)).cams.shape == (1, 2, 4, 6)
+    assert network.config["options"] == options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"chanels": [8]}, "cannot be made with the options .*chanels"), ({"in_chans": 3}, "'in_chans' is set by")],
+)
+def test_options_that_do_not_fit(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        GazeCAM("resnet18", options=options)

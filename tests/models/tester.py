@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from radgaze.errors import InputError
+from radgaze.inference import grad_cam
 from radgaze.models import Output, build, load_weights, save_weights
 
 
@@ -41,6 +42,11 @@ class NetworkTester:
             assert output.saliency_logits.shape == (2, *self.size)
         if self.has_cams:
             assert output.cams.shape == (2, classes, *build(self.config).attention_size(self.size))
+
+    def test_grad_cam_finds_the_last_feature_map(self) -> None:
+        maps = grad_cam(build(self.config).eval(), self.images(), torch.tensor([0, 1]))
+        assert maps.shape == (2, *(side // self.multiple for side in self.size))
+        assert (maps >= 0).all()
 
     def test_every_parameter_gets_a_gradient(self) -> None:
         model = build(self.config)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from radgaze.report import summary
 from radgaze.report.results import classification_context, localisation_context, saliency_context
+from tests.report.conftest import over_studies
 
 
 def test_the_best_mean_follows_the_direction_of_the_measure(report: Any) -> None:
@@ -87,6 +89,35 @@ def test_localisation_is_read_class_by_class_beside_a_uniform_map(report: Any) -
     ]
     assert [row["name"] for row in rows["cc"]] == ["All classes", "normal"]
     assert context["structures"] == [("CHF", "heart and mediastinum"), ("pneumonia", "lungs")]
+
+
+def test_grad_cam_stands_beside_the_networks_own_map(render: Callable[..., Any], report: Any) -> None:
+    report["localisation"]["grad-cam"] = {
+        "overall": {"pointing_game": over_studies(0.7), "iou": over_studies(0.2)},
+        "classes": {"normal": {}, "CHF": {"pointing_game": over_studies(0.6)}},
+    }
+    rows = {group["measure"].key: group["rows"] for group in localisation_context(report)["groups"]}
+    assert [(row["name"], row["map"], row["value"], row["uniform"]) for row in rows["pointing_game"]] == [
+        ("All classes", "CAM", "0.900", "0.410"),
+        ("All classes", "Grad-CAM", "0.700", "0.410"),
+        ("CHF", "CAM", "0.800", ""),
+        ("CHF", "Grad-CAM", "0.600", ""),
+    ]
+    assert [(row["map"], row["overall"]) for row in rows["iou"]] == [("Grad-CAM", True)]
+    text = render(report).text
+    assert "CAM and Grad-CAM of the true class on the test split." in text
+    assert "here, the positive part of the CAM" in text
+
+
+def test_grad_cam_alone_is_not_taken_for_a_map_of_the_networks_own(render: Callable[..., Any], report: Any) -> None:
+    report["localisation"]["grad-cam"] = {"overall": {"energy_inside": over_studies(0.3)}, "classes": {}}
+    del report["localisation"]["model"], report["saliency"]
+    page = render(report)
+    assert "Grad-CAM of the true class on the test split." in page.text
+    assert "Of the true class’s Grad-CAM, a share of 0.300" in page.text
+    assert "CAM is the network’s own" not in page.text
+    assert "Share of the true class's positive activation" in page.text  # the glossary explains it
+    assert [card["measure"].name for card in summary.cards(report)] == ["Macro AUC", "Accuracy", "ECE"]
 
 
 def test_no_localisation_without_a_measured_study(report: Any) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from radgaze.cohort import Cohort
 from radgaze.errors import InputError, RadgazeError
 from radgaze.inference import evaluate
 from radgaze.training import Run, fit
+from radgaze.training.data import training_studies
 from radgaze.training.trainer import Trainer
 from tests.cohorts import blob_cohort
 
@@ -226,3 +228,39 @@ def test_two_processes_train_one_network(cohort: Cohort, tmp_path: Path) -> None
     best = run.history[run.state.best_epoch - 1]
     assert report["classification"]["auc_macro"]["value"] == pytest.approx(best["val_auc_macro"], abs=1e-6)
     assert report["saliency"]["model"]["cc"]["mean"] == pytest.approx(best["val_cc"], abs=1e-4)
+
+
+def test_part_of_the_training_split(cohort: Cohort, tmp_path: Path) -> None:
+    run = fit(cohort, tmp_path / "six", epochs=1, train_studies=6, seed=1, **SMALL)
+    rows = run.training_studies(cohort)
+    assert len(rows) == run.content["train_studies"] == 6
+    assert set(rows) < set(cohort.indices("train"))
+    assert np.bincount(cohort.targets[rows]).tolist() == [2, 2, 2]
+    assert evaluate(run, resamples=50, progress=False)["run"]["train_studies"] == 6
+    other = Run.open(run.path).config.model_copy(update={"seed": 2})
+    assert set(training_studies(cohort, other)) != set(rows)  # another seed, other patients
+    fixed = other.model_copy(update={"subset_seed": 1})
+    assert training_studies(cohort, fixed).tolist() == rows.tolist()
+    elsewhere = blob_cohort(tmp_path / "other", studies=30)
+    assert run.training_studies(elsewhere).tolist() == elsewhere.indices("train").tolist()
+
+
+def test_only_the_drawn_studies_are_seen(cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    train_epoch = Trainer.train_epoch
+
+    def spy(trainer: Trainer, bar: Any) -> dict[str, float]:
+        seen.extend(row for batch in trainer.train_loader for row in batch.studies.tolist())
+        return train_epoch(trainer, bar)
+
+    monkeypatch.setattr(Trainer, "train_epoch", spy)
+    run = fit(cohort, tmp_path / "run", epochs=1, train_studies=6, **SMALL)
+    assert sorted(seen) == run.training_studies(cohort).tolist()
+
+
+def test_subsets_that_cannot_be_trained_on(cohort: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train_studies is 99, but the training split of .* has 12"):
+        fit(cohort, tmp_path / "run", train_studies=99, **SMALL)
+    with pytest.raises(InputError, match=r"absent .* when 2 of its studies are drawn"):
+        fit(cohort, tmp_path / "run", train_studies=2, **SMALL)
+    assert not (tmp_path / "run").exists() or not any(path.suffix == ".json" for path in (tmp_path / "run").iterdir())

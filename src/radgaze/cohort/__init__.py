@@ -9,12 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from radgaze.cohort.shortcut import plant_shortcut
     from radgaze.cohort.store import Cohort, resplit
     from radgaze.cohort.study import Box, Study
 
-__all__ = ["Box", "Cohort", "Study", "resplit"]
+__all__ = ["Box", "Cohort", "Study", "plant_shortcut", "resplit"]
 
-_HOMES = {"Box": "study", "Study": "study", "Cohort": "store", "resplit": "store"}
+_HOMES = {"Box": "study", "Study": "study", "Cohort": "store", "plant_shortcut": "shortcut", "resplit": "store"}
 
 
 def __getattr__(name: str) -> Any:

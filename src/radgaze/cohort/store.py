@@ -367,6 +367,11 @@ def resplit(
     meta = read_json(path / "cohort.json", "a cohort")
     # Not Cohort.open: this is the way out of a split that it refuses.
     cohort = Cohort(path, meta, pl.read_parquet(path / "studies.parquet"))
+    if "shortcut" in meta:
+        raise InputError(
+            f"The shortcut planted in {str(path)!r} belongs to its split (test images are marked otherwise); "
+            "split the cohort it was made from, and plant the shortcut again."
+        )
     if by == "patient":
         splits = split_by_patient(cohort.studies["patient_id"].to_list(), cohort.strata, fractions, seed)
     else:

@@ -193,7 +193,7 @@ def gather(
             for run in arm.runs
             if run.name not in reports_of
         ],
-        "notes": notes(cohort, arms, apart, split, len(set(patients)) < len(studies)),
+        "notes": notes(arms, apart, split, len(set(patients)) < len(studies), list(reports.values())),
     }
 
 
@@ -286,9 +286,13 @@ def compare_pair(
 
 
 def notes(
-    cohort: Cohort, arms: Sequence[Arm], apart: Sequence[tuple[Arm, Arm]], split: str, several_studies: bool
+    arms: Sequence[Arm],
+    apart: Sequence[tuple[Arm, Arm]],
+    split: str,
+    several_studies: bool,
+    reports: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    """What to know of the figures."""
+    """What to know of the figures, and what all reports say of theirs."""
     said = [
         "Differences have two intervals: over patients with the trained networks as they are, and over seeds with the "
         "patients as they are. Neither covers the other's chance.",
@@ -322,8 +326,7 @@ def notes(
         said.append(
             "Some patients have several studies; DeLong's test takes studies as independent, so prefer the bootstrap."
         )
-    if cohort.meta["split_by"] == "image":
-        said.append("The split is by image: patients are on both sides, so these figures are too good.")
+    said += [note for note in reports[0]["notes"] if all(note in report["notes"] for report in reports)]
     return said
 
 

@@ -1,6 +1,7 @@
 """What a trained run is used for: predicting and being measured."""
 
 from radgaze.inference.evaluation import evaluate
+from radgaze.inference.grad_cam import grad_cam
 from radgaze.inference.predict import predict_studies
 
-__all__ = ["evaluate", "predict_studies"]
+__all__ = ["evaluate", "grad_cam", "predict_studies"]

@@ -2,9 +2,9 @@
 
 Attention is measured against the run's own attention target; where that is gaze, also at fixations (METHODS: NSS at
 fixations, never on the blurred map). Two predictions that need no network stand beside the model: the mean attention
-map of the training split, and a Gaussian with that map's centre and spread. Class activation maps are measured where
-the cohort says their class shows itself, and against the reader's gaze. Intervals are percentile bootstraps over
-patients.
+map of the training split, and a Gaussian with that map's centre and spread. Class activation maps, and the Grad-CAM of
+any network with a class head, are measured where the cohort says their class shows itself, and against the reader's
+gaze. Intervals are percentile bootstraps over patients.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
 from radgaze.files import atomic_path, read_json, write_json
 from radgaze.gaze import Gaze, detect_fixations, fixation_map
-from radgaze.inference.localisation import Measured, cam_measures, localisation_section, per_study
+from radgaze.inference.grad_cam import grad_cam as explain
+from radgaze.inference.localisation import Measured, cam_measures, localisation_section, per_study, true_classes
 from radgaze.inference.predict import predict_studies, probabilities
 from radgaze.inference.summaries import number, over_studies, with_interval
 from radgaze.measures import classification, saliency, statistics
@@ -53,7 +54,8 @@ class Evaluation:
         studies: ``(N,)`` rows of the cohort.
         probabilities: ``(N, C)``, empty without a class head.
         saliency: predictor (``"model"``, ``"mean map"``, ``"centre"``) to measure to ``(N,)`` values.
-        localisation: map (``"model"``, ``"uniform"``) to measure to ``(N, C)`` values; empty without CAMs.
+        localisation: map (``"model"``, ``"grad-cam"``, ``"uniform"``) to measure to ``(N, C)`` values; empty without
+            either kind of map.
     """
 
     studies: NDArray[np.int64]
@@ -70,6 +72,7 @@ def evaluate(
     out: Path | str | None = None,
     resamples: int = 2000,
     batch_size: int = 16,
+    grad_cam: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure ``run`` and write its report.
@@ -81,6 +84,8 @@ def evaluate(
         out: Folder of the report; by default the run's own for its test split, else a folder inside it.
         resamples: Bootstrap resamples over patients, for 95 % intervals.
         batch_size: Studies per forward pass.
+        grad_cam: Also measure where the true class's Grad-CAM lies: one forward and backward pass more for each study,
+            and none where the cohort has neither structures of its classes nor gaze to measure it against.
         progress: Show a progress bar.
 
     Returns:
@@ -102,7 +107,8 @@ def evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() and run.config.accelerator != "cpu" else "cpu")
 
     compared = attention if network.predicts_attention else None
-    result = measure(run, network.to(device), cohort, studies, compared, gaze, batch_size, progress)
+    explained = grad_cam and network.explained_layer is not None and is_locatable(cohort)
+    result = measure(run, network.to(device), cohort, studies, compared, gaze, batch_size, explained, progress)
     patients = cohort.studies["patient_id"][studies].to_list()
     report: dict[str, Any] = {
         "radgaze": __version__,
@@ -185,6 +191,11 @@ def attention_target(run: Run, cohort: Cohort, *, needed: bool) -> AttentionTarg
     return target
 
 
+def is_locatable(cohort: Cohort) -> bool:
+    """Whether there is anything to measure the map of a class against."""
+    return cohort.gaze_kind is not None or any(cohort.class_structures.values())
+
+
 def measure(
     run: Run,
     network: Network,
@@ -193,6 +204,7 @@ def measure(
     attention: AttentionTarget | None,
     gaze: AttentionTarget | None,
     batch_size: int,
+    grad_cam: bool,
     progress: bool,
 ) -> Evaluation:
     predictors: dict[str, Tensor] = {}
@@ -213,17 +225,18 @@ def measure(
         precision=auto_precision(run.config),
     )
     count = math.ceil(len(studies) / batch_size)
+    at_once = min(batch_size, run.config.batch_size)  # a backward pass holds its maps: no more than training could
     for batch, output in track(batches, description="evaluating", total=count, disable=not progress):
         if output.logits is not None and run.classes and run.content["task"] != "none":
             scores.append(probabilities(output.logits, run.content["task"]).cpu())
-        if output.cams is not None:
-            add_batch(located, cam_measures(cohort, batch.studies.tolist(), output.cams, gaze))
+        rows = batch.studies.tolist()
+        explained = true_class_grad_cams(network, cohort, rows, batch.images, at_once) if grad_cam else None
+        add_batch(located, cam_measures(cohort, rows, output.cams, gaze, explained))
         if attention is None or output.saliency_logits is None:
             continue
         assert batch.attention is not None
         given: dict[str, Any] = {"target": batch.attention.cpu()}
         if fixations is not None:
-            rows = [int(study) for study in batch.studies]
             given["fixations"] = torch.stack([fixations.own(row) for row in rows])
             given["other_fixations"] = torch.stack([fixations.of_other_patients(row) for row in rows])
             given["baseline"] = predictors["mean map"]
@@ -242,6 +255,14 @@ def measure(
         joined(columns),
         joined(located),
     )
+
+
+def true_class_grad_cams(
+    network: Network, cohort: Cohort, studies: Sequence[int], images: Tensor, batch_size: int
+) -> Tensor:
+    """``(P, h, w)``: Grad-CAM at each place of :func:`true_classes`, ``batch_size`` places at a time."""
+    places = zip(*(each.split(batch_size) for each in true_classes(cohort.targets[list(studies)])), strict=True)
+    return torch.cat([explain(network, images[rows], classes) for rows, classes in places])
 
 
 def add_batch(columns: dict[str, dict[str, list[Tensor]]], batch: dict[str, dict[str, Tensor]]) -> None:
@@ -366,7 +387,7 @@ def saliency_section(result: Evaluation, patients: Sequence[str], resamples: int
 
 
 def notes(run: Run, cohort: Cohort, attention: AttentionTarget | None, located_by: AttentionTarget | None) -> list[str]:
-    """What to know of the figures: ``attention`` was measured against, ``located_by`` compared with the CAMs."""
+    """What to know of the figures: ``attention`` was measured against, ``located_by`` compared with CAMs."""
     said = []
     if attention is not None and attention.kind == "gaze" and cohort.gaze_kind == "samples":
         said.append(
@@ -376,10 +397,15 @@ def notes(run: Run, cohort: Cohort, attention: AttentionTarget | None, located_b
     if run.content["attention"] != "none" and not run.config.attention.startswith("gaze"):
         said.append(f"The attention target is the {run.content['attention']}; no reader's gaze was used in training.")
     if located_by is not None:
-        said.append(f"Class activation maps are compared with the {located_by.describe(cohort)}, on their own grid.")
+        said.append(f"The true class's maps are compared with the {located_by.describe(cohort)}, on their own grid.")
     if attention is not None:
         said.append(
             "Baselines use the training split alone: its mean attention map, and a Gaussian of the same spread."
+        )
+    if shortcut := cohort.meta.get("shortcut"):
+        said.append(
+            f"A shortcut is planted in the images: a corner marker tells the class of {shortcut['rate']:.0%} of the "
+            f"training and validation images, and is {shortcut['test']} in the test split."
         )
     if cohort.meta["split_by"] == "image":
         said.append("The split is by image: patients are on both sides, so these figures are too good.")
@@ -395,8 +421,9 @@ def write_table(result: Evaluation, run: Run, cohort: Cohort, path: Path) -> Non
             columns[f"probability_{name}"] = result.probabilities[:, index].numpy()
     for name, values in result.saliency.get("model", {}).items():
         columns[name] = values.numpy()
-    for name, values in result.localisation.get("model", {}).items():
-        columns[f"cam_{name}"] = per_study(values).numpy()
+    for kind, prefix in {"model": "cam", "grad-cam": "grad_cam"}.items():
+        for name, values in result.localisation.get(kind, {}).items():
+            columns[f"{prefix}_{name}"] = per_study(values).numpy()
     with atomic_path(path) as partial:
         table.with_columns(**{name: pl.Series(values) for name, values in columns.items()}).write_csv(partial)
 

@@ -1,9 +1,9 @@
-"""Where a network's class activation maps (CAMs) point: at the structures of the true class, and where a reader looked.
+"""Where a network's evidence for a class lies: in the structures of the true class, and where a reader looked.
 
-The true class's CAM is measured on its own grid, as :mod:`radgaze.measures.localisation` defines it, against the union
-of the structures in which the cohort says the class shows itself, and by CC and SIM against the reader's gaze rendered
-on the same grid. A map of equal activation everywhere stands beside it: what pointing nowhere would score. A
-multi-label study has a value for each present class.
+The true class's map, its class activation map (CAM) or its Grad-CAM, is measured on its own grid, as
+:mod:`radgaze.measures.localisation` defines it, against the union of the structures in which the cohort says the class
+shows itself, and by CC and SIM against the reader's gaze rendered on the same grid. A map of equal activation
+everywhere stands beside it: what pointing nowhere would score. A multi-label study has a value for each present class.
 """
 
 from __future__ import annotations
@@ -21,37 +21,48 @@ from radgaze.inference.summaries import over_studies
 from radgaze.measures import localisation, saliency
 from radgaze.training.attention import AttentionTarget
 
-__all__ = ["Measured", "cam_measures", "localisation_section", "per_study"]
+__all__ = ["Measured", "cam_measures", "localisation_section", "per_study", "true_classes"]
 
 THRESHOLD = 0.5  # of the CAM's maximum, for IoU
 TOLERANCE = 1  # cells around the peak: the 3x3 neighbourhood
 UNKNOWN = 255
 
 Measured = dict[str, dict[str, Tensor]]
-"""Map (``"model"``, ``"uniform"``) to measure to ``(N, C)`` values, NaN where a class is not present or not mapped."""
+"""Map (``"model"``, ``"grad-cam"``, ``"uniform"``) to measure to ``(N, C)`` values, NaN where a class is not present or
+not mapped. ``"model"`` is the network's own CAM."""
 
 
-def cam_measures(cohort: Cohort, studies: Sequence[int], cams: Tensor, gaze: AttentionTarget | None) -> Measured:
-    """Measure the CAMs of some studies.
+def cam_measures(
+    cohort: Cohort,
+    studies: Sequence[int],
+    cams: Tensor | None,
+    gaze: AttentionTarget | None,
+    grad_cams: Tensor | None = None,
+) -> Measured:
+    """Measure the true classes' maps of some studies; nothing where the network has none.
 
     Args:
         cohort: Where the studies are.
         studies: ``B`` rows of ``cohort.studies``.
         cams: ``(B, C, h, w)`` of those studies, for the cohort's classes.
         gaze: How the reader's gaze is rendered; ``None`` leaves out CC and SIM.
+        grad_cams: ``(P, h, w)``, one for each place of :func:`true_classes`.
     """
-    cams = cams.float().cpu()
     rows, classes = true_classes(cohort.targets[list(studies)])
-    found = {"model": cams[rows, classes], "uniform": torch.ones(len(rows), *cams.shape[2:])}
+    found: dict[str, Tensor] = {}
+    if cams is not None:
+        found["model"] = cams.float().cpu()[rows, classes]
+    if grad_cams is not None:
+        found["grad-cam"] = grad_cams.float().cpu()
+    if not found:
+        return {}
+    found["uniform"] = torch.ones_like(next(iter(found.values())))
     masks = torch.from_numpy(
         np.stack([class_mask(cohort, studies[row], cohort.classes[c]) for row, c in zip(rows, classes, strict=True)])
         if len(rows)
         else np.empty((0, *cohort.size), np.uint8)
     )
-    reader = None
-    if gaze is not None:
-        maps, looked = gaze.maps(cohort, studies, size=(cams.shape[2], cams.shape[3]))
-        reader = maps[rows], looked[rows]
+    readers: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by grid: CAM and Grad-CAM as a rule share one
     measured: Measured = {}
     for name, maps in found.items():
         values = {
@@ -59,13 +70,16 @@ def cam_measures(cohort: Cohort, studies: Sequence[int], cams: Tensor, gaze: Att
             "energy_inside": localisation.energy_inside(maps, masks),
             "iou": localisation.iou(maps, masks, threshold=THRESHOLD),
         }
-        if reader is not None:
-            attention, looked = reader
+        if gaze is not None:
+            size = (maps.shape[1], maps.shape[2])
+            if size not in readers:
+                readers[size] = gaze.maps(cohort, studies, size=size)
+            attention, looked = (each[rows] for each in readers[size])
             values["cc"] = torch.where(looked, saliency.cc(maps, attention), torch.nan)
             values["sim"] = torch.where(looked, saliency.sim(maps.clamp(min=0), attention), torch.nan)
         measured[name] = {}
         for key, value in values.items():
-            table = torch.full(cams.shape[:2], torch.nan, dtype=torch.float64)
+            table = torch.full((len(studies), len(cohort.classes)), torch.nan, dtype=torch.float64)
             table[rows, classes] = value.double()
             measured[name][key] = table
     return measured

@@ -107,6 +107,11 @@ class GazeCAM(Network):
             )
         return height, width
 
+    @property
+    def explained_layer(self) -> nn.Module:
+        """The backbone, which ends in the last feature map: there Grad-CAM is the positive part of :attr:`cams`."""
+        return self.backbone
+
     def forward(self, images: Tensor) -> Output:
         """Images ``(B, in_channels, H, W)`` in [0, 1] to ``Output`` with logits and ``cams`` (B, C, H / s, W / s)."""
         check_size(images, self.config["in_channels"], self.stride)

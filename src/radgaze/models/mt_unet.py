@@ -85,6 +85,15 @@ class MTUNet(Network):
         self.class_head = class_head(pooled, hidden, num_classes) if num_classes else None
         self.saliency_head = saliency_head(self.body.decoded_channels)
 
+    @property
+    def explained_layer(self) -> nn.Module | None:
+        """The bottleneck, the last feature map of the encoder, as is usual for Grad-CAM.
+
+        The class head pools the last decoder map too. That one is computed from the bottleneck, so a logit's gradient
+        at the bottleneck has both ways in it; what reaches the decoder through the skips alone is not explained.
+        """
+        return self.body.bottleneck if self.class_head is not None else None
+
     def forward(self, images: Tensor) -> Output:
         """Images ``(B, in_channels, H, W)`` in [0, 1] to ``Output`` with ``saliency_logits`` of size ``(B, H, W)``."""
         check_size(images, self.config["in_channels"], self.body.multiple)
@@ -113,6 +122,11 @@ class UNetBody(nn.Module):
         )
         # a concatenation of skip and upsampled map has as many channels as the level below
         self.decoder = nn.ModuleList(double_conv(i, o) for i, o in pairwise(deepest_first))
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The layer that ends in the bottleneck."""
+        return self.encoder[-1]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         maps = [self.encoder[0](images)]
@@ -151,6 +165,7 @@ class EncoderBody(nn.Module):
             ) from error
         if weights is not None and not from_hub:
             load_encoder_weights(self.encoder, Path(weights))
+        self.bottleneck = nn.Identity()  # the encoder returns a list of maps: this layer's output is its last
         decoder_channels = (256, 128, 64, 32, 16)
         self.bottleneck_channels, self.decoded_channels = self.encoder.out_channels[-1], decoder_channels[-1]
         self.decoder = UnetDecoder(
@@ -158,8 +173,9 @@ class EncoderBody(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.encoder(images)
-        return features[-1], self.decoder(features)
+        *skips, deepest = self.encoder(images)
+        bottleneck = self.bottleneck(deepest)
+        return bottleneck, self.decoder([*skips, bottleneck])
 
 
 def conv_bn_relu(in_channels: int, out_channels: int) -> list[nn.Module]:

@@ -26,6 +26,11 @@ class Network(nn.Module):
         """
         return size
 
+    @property
+    def explained_layer(self) -> nn.Module | None:
+        """The layer whose output, feature maps ``(B, K, h, w)``, Grad-CAM explains a class by; None without classes."""
+        return None
+
 
 def check_size(images: Tensor, in_channels: int, multiple: int) -> None:
     """Refuse shapes the network cannot halve often enough, naming the padded size that it can."""

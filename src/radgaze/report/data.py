@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from radgaze.report.glossary import GLOSSARY, Measure
+from radgaze.report.glossary import GLOSSARY, LOCATED, Measure
 from radgaze.report.values import count, estimate, finite, interval, number, plain, section
 
 __all__ = ["commands", "data_context", "matrix_table", "measures_used", "settings_context"]
@@ -97,7 +97,8 @@ def measures_used(
     """The glossary's entries for the measures this report shows, and no others."""
     used = set(section(report, "classification"))
     used |= {key for maps in section(report, "saliency").values() if isinstance(maps, Mapping) for key in maps}
-    used |= set(section(section(section(report, "localisation"), "model"), "overall"))
+    located = section(report, "localisation")
+    used |= {key for name in LOCATED for key in section(section(located, name), "overall")}
     used |= {key.removeprefix("val_") for row in history for key in row}
     used |= {key for shown in scores for key in shown}
     return [measure for key, measure in GLOSSARY.items() if key in used]

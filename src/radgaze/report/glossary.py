@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["BASELINES", "GLOSSARY", "Measure", "describe", "is_bounded"]
+__all__ = ["BASELINES", "GLOSSARY", "LOCATED", "Measure", "describe", "is_bounded"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ _LOCALISATION = (
         "higher",
         "0 to 1",
         "Share of studies where any pixel of the class's structures lies in the 3×3 cells around the peak of the true "
-        "class's activation map.",
+        "class's map.",
     ),
     Measure(
         "energy_inside",
@@ -185,6 +185,9 @@ BASELINES: dict[str, str] = {
     "uniform": "equal attention everywhere",
 }
 """Attention baselines by name: maps that never look at the image they are scored on."""
+
+LOCATED: dict[str, str] = {"model": "CAM", "grad-cam": "Grad-CAM"}
+"""What a class's maps in ``report["localisation"]`` are called: the network's own, and what Grad-CAM makes of it."""
 
 
 def describe(key: str) -> Measure:

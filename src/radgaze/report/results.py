@@ -13,7 +13,7 @@ from radgaze.errors import InputError
 from radgaze.report import figures
 from radgaze.report.data import matrix_table
 from radgaze.report.figures import Curve
-from radgaze.report.glossary import BASELINES, describe
+from radgaze.report.glossary import BASELINES, LOCATED, describe
 from radgaze.report.summary import method_name
 from radgaze.report.values import count, estimate, finite, interval, listing, number, ordered, section
 
@@ -77,42 +77,52 @@ def saliency_context(report: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def localisation_context(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Each measure of ``report["localisation"]`` over all classes and class by class, beside a uniform map's mean."""
+    """Each measure of ``report["localisation"]`` over all classes and class by class, beside a uniform map's mean.
+
+    A row for the network's own map (CAM) and one for its Grad-CAM, where it has them.
+    """
     part = section(report, "localisation")
-    model, uniform = section(part, "model"), section(part, "uniform")
-    if not section(model, "overall"):
+    maps = [name for name in LOCATED if section(section(part, name), "overall")]
+    if not maps:
         return None
-    named = section(model, "classes")
-    order = [str(name) for name in report.get("classes") or named if section(named, str(name))]
+    named = [str(name) for name in report.get("classes") or section(section(part, maps[0]), "classes")]
     groups = []
-    for key in ordered(section(model, "overall")):
+    for key in ordered(dict.fromkeys(key for name in maps for key in section(section(part, name), "overall"))):
         measure = describe(key)
-        places = [("All classes", section(model, "overall"), section(uniform, "overall"))]
-        places += [(name, section(named, name), section(section(uniform, "classes"), name)) for name in order]
         rows = []
-        for name, ours, flat in places:
-            if key not in ours:
-                continue
-            measured, chance = estimate(ours[key]), finite(estimate(flat.get(key))["value"])
+        for place in (None, *named):
+            chance = finite(estimate(_at(part, "uniform", place).get(key))["value"])
             domain = (-1.0, 1.0) if measure.span == "−1 to 1" else (0.0, 1.0)
-            rows.append(
-                {
-                    "name": name,
-                    "overall": ours is section(model, "overall"),
-                    "value": number(measured["value"]),
-                    "interval": interval(measured),
-                    "uniform": "" if chance is None else number(chance),
-                    "n": count(measured.get("n")),
-                    "mark": _mark(measured, domain, measure.chance if chance is None else chance, "series-1"),
-                }
-            )
+            for index, name in enumerate(maps):
+                if key not in (ours := _at(part, name, place)):
+                    continue
+                measured, colour = estimate(ours[key]), figures.series_colour(index)
+                rows.append(
+                    {
+                        "name": "All classes" if place is None else place,
+                        "map": LOCATED[name],
+                        "overall": place is None,
+                        "value": number(measured["value"]),
+                        "interval": interval(measured),
+                        "uniform": "" if chance is None else number(chance),
+                        "n": count(measured.get("n")),
+                        "mark": _mark(measured, domain, measure.chance if chance is None else chance, colour),
+                    }
+                )
         groups.append({"measure": measure, "rows": rows})
     structures = {str(name): list(found) for name, found in section(part, "structures").items() if found}
     return {
         "groups": groups,
+        "maps": [LOCATED[name] for name in maps],
         "structures": [(name, listing(found)) for name, found in structures.items()],
         "gaze": part.get("gaze"),
     }
+
+
+def _at(part: Mapping[str, Any], name: str, place: str | None) -> Mapping[str, Any]:
+    """A map's measures in a class, or over all classes."""
+    measured = section(part, name)
+    return section(measured, "overall") if place is None else section(section(measured, "classes"), place)
 
 
 def _is_estimate(value: Any) -> bool:

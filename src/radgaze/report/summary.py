@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from radgaze.report.glossary import BASELINES, describe
+from radgaze.report.glossary import BASELINES, LOCATED, describe
 from radgaze.report.values import count, estimate, finite, interval, listing, number, section
 
 __all__ = ["attention_target", "cards", "cautions", "method_name", "paragraph", "split_name"]
@@ -57,13 +57,15 @@ def paragraph(report: Mapping[str, Any]) -> Markup:
         sentences.append(
             Markup("{} attention maps correlate with the target at CC {}{}.").format(subject, told, _against(saliency))
         )
-    if (told := _told(_overall(report, "model").get("energy_inside"))) is not None:
-        flat = number(estimate(_overall(report, "uniform").get("energy_inside"))["value"])
-        sentences.append(
-            Markup(
-                "Of the true class’s activation, a share of {} lies inside its structures; of a uniform map, {}."
-            ).format(told, flat)
-        )
+    for name, map_name in {"model": "activation", "grad-cam": LOCATED["grad-cam"]}.items():
+        if (told := _told(_overall(report, name).get("energy_inside"))) is not None:
+            flat = number(estimate(_overall(report, "uniform").get("energy_inside"))["value"])
+            sentences.append(
+                Markup(
+                    "Of the true class’s {}, a share of {} lies inside its structures; of a uniform map, {}."
+                ).format(map_name, told, flat)
+            )
+            break  # of a network with maps of its own, these
     return Markup(" ").join(sentences)
 
 
@@ -108,7 +110,7 @@ def cards(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _overall(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Localisation over all classes, of the ``"model"`` or of the ``"uniform"`` map."""
+    """Localisation over all classes, of the ``"model"``'s own map, its ``"grad-cam"`` or the ``"uniform"`` map."""
     return section(section(section(report, "localisation"), name), "overall")
 
 

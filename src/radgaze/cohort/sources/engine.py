@@ -6,7 +6,6 @@ the name ``OUT`` in one rename: a half-written cohort cannot be opened, and a ki
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ from radgaze.cohort.splits import (
 from radgaze.cohort.store import FORMAT, TASKS, Cohort, sha256
 from radgaze.cohort.study import Box
 from radgaze.errors import InputError, nearest
-from radgaze.files import folder_lock, write_json
+from radgaze.files import folder_lock, publish, write_json
 from radgaze.gaze import Gaze, Grid
 
 __all__ = ["FITS", "RawStudy", "write_cohort"]
@@ -207,7 +206,7 @@ def write_cohort(
                 "checksums": {file.name: sha256(file) for file in sorted(finished.iterdir())},
             },
         )
-        _publish(finished, out, partial)
+        publish(finished, out, partial)
     return Cohort.open(out)
 
 
@@ -315,17 +314,6 @@ def _pictures(raws: Sequence[RawStudy], structures: Sequence[str]) -> tuple[list
         masks = tuple((str(file),) if isinstance(file, str | Path) else tuple(map(str, file)) for file in files)
         picture_of.append(position.setdefault(Picture(str(raw.image), masks, raw.study_id), len(position)))
     return list(position), picture_of
-
-
-def _publish(finished: Path, out: Path, partial: Path) -> None:
-    """Give the finished cohort its name. Only then does ``out`` exist, or change."""
-    for file in finished.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())  # the bytes reach the disk before the name does
-    if out.exists():
-        out.rename(partial / "replaced")
-    finished.rename(out)
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 # ---- tables
