@@ -26,6 +26,7 @@ __all__ = ["choose_control", "gather", "make_pairs", "read_measured", "read_valu
 
 WHO = ("study_id", "patient_id", "split", "label")
 MAPS = {"cam_": "cam:", "grad_cam_": "grad_cam:"}  # columns of the table of studies that belong to a map
+FEW_PATIENTS = 30
 IDENTITY = ("method", "seed", "train_studies")  # of an arm or a run; not among its settings
 OWN_TO_METHODS = ("recipe", "model", "objective", "attention", "preset", "sigma")  # may differ under one protocol
 
@@ -193,7 +194,7 @@ def gather(
             for run in arm.runs
             if run.name not in reports_of
         ],
-        "notes": notes(arms, apart, split, len(set(patients)) < len(studies), list(reports.values())),
+        "notes": notes(arms, apart, split, len(set(patients)), list(reports.values())),
     }
 
 
@@ -289,7 +290,7 @@ def notes(
     arms: Sequence[Arm],
     apart: Sequence[tuple[Arm, Arm]],
     split: str,
-    several_studies: bool,
+    patients: int,
     reports: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """What to know of the figures, and what all reports say of theirs."""
@@ -322,7 +323,11 @@ def notes(
     said += [
         f"{first.name} and {second.name} share no finished seed, so they are not compared." for first, second in apart
     ]
-    if several_studies:
+    if patients < FEW_PATIENTS:
+        said.append(
+            f"{patients} patients are few for a percentile bootstrap: its intervals and p-values are too small."
+        )
+    if patients < reports[0]["studies"]:
         said.append(
             "Some patients have several studies; DeLong's test takes studies as independent, so prefer the bootstrap."
         )
