@@ -281,9 +281,24 @@ def compare_pair(
         "second": second.name,
         "train_studies": first.train_studies,
         "seeds": seeds,
-        "measures": paired([drawn[ours[seed]] for seed in seeds], [drawn[theirs[seed]] for seed in seeds]),
+        "measures": {
+            name: entry
+            for name, entry in paired(*([drawn[arm[seed]] for seed in seeds] for arm in (ours, theirs))).items()
+            if same_target(name, first, second)
+        },
         "delong": delong_of_classes(known[0], known[1], classes, targets) if both else {},
     }
+
+
+def same_target(measure: str, first: Arm, second: Arm) -> bool:
+    """Whether two arms' values were measured against one thing: an arm's attention is measured against its own target,
+    and the CC and SIM of its maps against the gaze as its own settings render it.
+    """
+    if measure.startswith("saliency:"):
+        return first.attention == second.attention
+    if measure in ("cam:cc", "cam:sim", "grad_cam:cc", "grad_cam:sim"):
+        return all(first.config[key] == second.config[key] for key in ("preset", "sigma"))
+    return True
 
 
 def notes(
@@ -320,6 +335,11 @@ def notes(
         for arm in arms
         if arm.foreign
     ]
+    if len({arm.backbone for arm in arms}) > 1:
+        said.append(
+            "Pointing game, CC and SIM depend on the grid of a map; between networks with different grids, look at each "
+            "run's uniform map beside them."
+        )
     said += [
         f"{first.name} and {second.name} share no finished seed, so they are not compared." for first, second in apart
     ]
