@@ -110,6 +110,10 @@ def test_gg_cam(radgaze_command: Any, large_cohort: Cohort, tmp_path: Path) -> N
         (["import", "tables", "nowhere.csv", "--out", "x", "--structure", "lungs"], "CLASS=MASK"),
         (["train", "mt-unet", "nowhere", "--out", "x", "--set", "clip"], "KEY=VALUE"),
         (["import", "reflacx", "nowhere", "--images", ".", "--out", "x", "--phases", "one"], "1,2,3"),
+        (["compare", "nowhere", "--methods", "mt-unet", "--out", "x"], "nowhere"),
+        (["compare", "nowhere", "--out", "x", "--seeds", "three"], "--seeds 'three'"),
+        (["compare", "nowhere", "--out", "x", "--train-studies", "half"], "--train-studies 'half'"),
+        (["compare", "nowhere", "--out", "x", "--set", "mt-unet:clip"], "KEY=VALUE"),
         (["trian"], "trian"),
     ],
 )
@@ -142,7 +146,7 @@ def test_shortcut_and_part_of_the_training_split(radgaze_command: Any, cohort: C
 
 
 def test_every_command_has_help_with_an_example(radgaze_command: Any) -> None:
-    for command in ("phantom", "info", "split", "shortcut", "train", "evaluate", "demo"):
+    for command in ("phantom", "info", "split", "shortcut", "train", "evaluate", "compare", "demo"):
         code, out, _ = radgaze_command(command, "--help")
         assert code == 0
         assert f"radgaze {command}" in out
@@ -154,6 +158,32 @@ def test_every_command_has_help_with_an_example(radgaze_command: Any) -> None:
 
 def test_version(radgaze_command: Any) -> None:
     assert radgaze_command("--version")[1].strip() == radgaze.__version__
+
+
+def test_compare_passes_on_what_it_was_told(
+    radgaze_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+
+    def compare(cohort: Path, out: Path, methods: list[str], **options: Any) -> dict[str, Any]:
+        told.update(options, methods=methods)
+        return {"failed": []}
+
+    monkeypatch.setattr("radgaze.comparison.compare", compare)
+    (tmp_path / "config.json").write_text(json.dumps({"run": {"method": "gg-cam", "seed": 3, "epochs": 9, "clip": 2}}))
+    code, _, err = radgaze_command(
+        "compare", "cohort", "--out", "x", "--methods", "gg-cam, mt-unet", "--backbones", "resnet50",
+        "--seeds", "3,4,7", "--train-studies", "378,all", "--config", tmp_path / "config.json", "--epochs", 5,
+        "--attention", "mask:lungs",
+        "--set", "mt-unet:model.width=2", "--set", "mt-unet:batch_size=8", "--set", "objective.half=false",
+        "--runs", "a,b", "--runs", "c", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert told["methods"] == ["gg-cam", "mt-unet"]
+    assert (told["seeds"], told["train_studies"], told["runs"]) == ((3, 4, 7), [378, None], ["a", "b", "c"])
+    assert told["settings"] == {"epochs": 5, "clip": 2, "attention": "mask:lungs", "objective": {"half": False}}
+    assert told["settings_of"] == {"mt-unet": {"model": {"width": 2}, "batch_size": 8}}
+    assert cli.parse_seeds("5") == 5
 
 
 def test_settings_below_a_value() -> None:

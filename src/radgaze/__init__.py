@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from radgaze.cohort.sources.egd_cxr import import_egd_cxr
     from radgaze.cohort.sources.reflacx import import_reflacx
     from radgaze.cohort.sources.tables import import_tables
+    from radgaze.comparison import compare
     from radgaze.errors import InputError, RadgazeError
     from radgaze.gaze import Gaze, Grid, detect_fixations, render, render_batch
     from radgaze.inference import evaluate
@@ -33,6 +34,7 @@ __all__ = [
     "RadgazeError",
     "Run",
     "Study",
+    "compare",
     "detect_fixations",
     "evaluate",
     "fit",
@@ -55,6 +57,7 @@ HOMES = {
     "cohort.sources.egd_cxr": ["import_egd_cxr"],
     "cohort.sources.reflacx": ["import_reflacx"],
     "cohort.sources.tables": ["import_tables"],
+    "comparison": ["compare"],
     "errors": ["InputError", "RadgazeError"],
     "gaze": ["Gaze", "Grid", "detect_fixations", "render", "render_batch"],
     "inference": ["evaluate"],

@@ -412,6 +412,79 @@ def evaluate(
         print_report(report)
 
 
+@app.command(epilog="Example: radgaze compare cohort --methods gg-cam,classifier --seeds 5 --out comparison")
+def compare(
+    cohort: Annotated[Path, typer.Argument(metavar="COHORT")],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; the same command again goes on in it.")],
+    methods: Annotated[str, typer.Option(help="Methods to train, e.g. gg-cam,classifier,mt-unet.")] = "",
+    seeds: Annotated[str | None, typer.Option(help="How many, or which, e.g. 5 or 3,4,7; 3 by default.")] = None,
+    backbones: Annotated[str, typer.Option(help="Backbones of gg-cam and classifier, e.g. resnet50,densenet121.")] = "",
+    train_studies: Annotated[str, typer.Option(help="Training sizes in studies, e.g. 378,756,all.")] = "",
+    runs: Annotated[
+        list[str] | None, typer.Option(help="Runs trained elsewhere, RUN[,RUN...]; may be given several times.")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Compare the others with this method; classifier, or the first, by default.")
+    ] = None,
+    attention: Annotated[str | None, typer.Option(help="gaze, mask:NAME (e.g. mask:lungs), boxes.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="At most this many epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Studies per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="plateau (the papers') or one-cycle.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A JSON file of settings, or a run's config.json.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting, KEY=VALUE, or NAME:KEY=VALUE for one method or backbone alone."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once; one per GPU, else one per core, by default.")] = None,
+    split: Annotated[str, typer.Option(help="test, or val while the protocol is still being chosen.")] = "test",
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples over patients.")] = 2000,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods, backbones and training sizes over several seeds, and write one page about it."""
+    from radgaze.comparison import compare
+
+    settings = read_settings(config)
+    for key in ("seed", "train_studies"):  # of the run the file is from
+        settings.pop(key, None)
+    settings_of: dict[str, dict[str, Any]] = {}
+    for pair in setting or []:
+        key, value = parse_setting(pair)
+        name, colon, own_key = key.partition(":")
+        place(settings_of.setdefault(name, {}) if colon else settings, own_key if colon else key, value)
+    flags: dict[str, Any] = {
+        "attention": attention,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+    }
+    settings |= {key: value for key, value in flags.items() if value is not None}
+    comparison = compare(
+        cohort,
+        out,
+        parse_names(methods),
+        backbones=parse_names(backbones),
+        seeds=parse_seeds(seeds),
+        train_studies=[parse_training_size(size) for size in parse_names(train_studies)],
+        settings=settings,
+        settings_of=settings_of,
+        runs=[run for given in runs or [] for run in parse_names(given)],
+        control=control,
+        jobs=jobs,
+        split=split,
+        resamples=resamples,
+        progress=not quiet,
+    )
+    if as_json:
+        print_json(comparison)
+    else:
+        print_comparison(comparison)
+    if comparison["failed"]:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: radgaze demo --out demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the cohort and the run.")] = Path("demo"),
@@ -458,6 +531,26 @@ def parse_integers(text: str, option: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"{option} {text!r} is not a list of whole numbers; write for example 1,2,3.") from None
+
+
+def parse_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_seeds(text: str | None) -> int | tuple[int, ...] | None:
+    """A number is a count, a list says which."""
+    if text is None:
+        return None
+    numbers = parse_integers(text, "--seeds")
+    return numbers if "," in text else numbers[0]
+
+
+def parse_training_size(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdigit() or not int(text):
+        raise InputError(f"--train-studies {text!r} is no number of studies; write for example 378,756,all.")
+    return int(text)
 
 
 def parse_structures(pairs: list[str]) -> dict[str, list[str]]:
@@ -594,6 +687,58 @@ def print_report(report: Mapping[str, Any]) -> None:
         tables.print(table)
     if "path" in report:
         tables.print(f"Report: {report['path']}", soft_wrap=True)
+
+
+COMPARED = {
+    "auc_macro": "AUC, macro",
+    "cam:energy_inside": "energy inside",
+    "cam:pointing_game": "pointing game",
+    "grad_cam:energy_inside": "energy inside (Grad-CAM)",  # where some arms have no other map
+    "saliency:cc": "CC",
+    "cam:cc": "CC (CAM)",
+    "ece": "ECE",
+}
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    arms, pairs = comparison["arms"], comparison["pairs"]
+    shown = {key: name for key, name in COMPARED.items() if any(key in arm["measures"] for arm in arms)}
+    if all("cam:energy_inside" in arm["measures"] for arm in arms):
+        shown.pop("grad_cam:energy_inside", None)
+    seeds = f"{len(comparison['protocol']['seeds'])} seeds"
+    title = f"{comparison['title']} — {comparison['split']} split, median (range) of {seeds}"
+    table = Table("arm", "seeds", *shown.values(), title=title)
+    for arm in arms:
+        finished = sum(run["status"] == "finished" for run in arm["runs"])
+        cells = [spread(arm["measures"].get(key)) for key in shown]
+        table.add_row(arm["name"], f"{finished} of {len(arm['runs'])}", *cells)
+    tables.print(table)
+    if pairs:
+        table = Table("first minus second", "measure", "difference (95 % over patients)", "p, corrected", "over seeds")
+        for pair in pairs:
+            for place, key in enumerate(key for key in shown if key in pair["measures"]):
+                entry = pair["measures"][key]
+                adjusted, low = entry["p_adjusted"], entry["seed_low"]
+                table.add_row(
+                    f"{pair['first']} − {pair['second']}" if place == 0 else "",
+                    shown[key],
+                    interval(entry, "value"),
+                    "n/a" if adjusted is None else f"{adjusted:.3f}",
+                    "n/a" if low is None else f"{low:.3f} to {entry['seed_high']:.3f}",
+                )
+        tables.print(table)
+    for failed in comparison["failed"]:
+        told = f"failed: {failed['arm']}, seed {failed['seed']}: {failed['error']} ({failed['log']})"
+        messages.print(told, style="red", highlight=False, markup=False, soft_wrap=True)
+    tables.print(f"Comparison: {comparison['path']}", soft_wrap=True)
+
+
+def spread(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "n/a"
+    if entry["n"] == 1:
+        return f"{entry['median']:.3f}"
+    return f"{entry['median']:.3f} ({entry['min']:.3f}–{entry['max']:.3f})"
 
 
 def add_measures(table: Table, columns: Sequence[Mapping[str, Any]]) -> None:

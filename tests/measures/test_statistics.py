@@ -263,6 +263,45 @@ def test_delong_and_paired_bootstrap_agree() -> None:
     assert [drawn.low.item(), drawn.high.item()] == pytest.approx([delong.low, delong.high], abs=0.008)
 
 
+def test_contrast_of_seed_means_is_the_literal_formula() -> None:
+    generator = torch.Generator().manual_seed(3)
+    positive = torch.arange(70) % 3 == 0
+    shared = torch.randn(70, generator=generator) + positive.float()
+    scores = shared + torch.randn(6, 70, generator=generator) + 0.4 * positive * (torch.arange(6) < 3)[:, None]
+    weights = torch.tensor([1, 1, 1, -1, -1, -1]) / 3
+    auc, covariance = literal_delong(scores.double().numpy(), positive.numpy())
+    contrast = np.array([1, 1, 1, -1, -1, -1]) / 3
+    result = statistics.delong_contrast(scores, positive, weights)
+    assert result.value == pytest.approx(auc[:3].mean() - auc[3:].mean(), abs=1e-7)
+    error = math.sqrt(contrast @ covariance @ contrast)
+    assert result.high - result.low == pytest.approx(2 * norm.isf(0.025) * error, rel=1e-6)
+    assert result.p_value == pytest.approx(2 * norm.sf(abs(result.value) / error), rel=1e-5)
+
+    def mean_auc(rows: torch.Tensor) -> statistics.Statistic:
+        return lambda w: torch.stack([classification.rank_auc(row, positive, w) for row in rows]).mean(0)
+
+    drawn = statistics.paired_bootstrap(mean_auc(scores[:3]), mean_auc(scores[3:]), range(70), resamples=3000)
+    assert [drawn.low.item(), drawn.high.item()] == pytest.approx([result.low, result.high], abs=0.02)
+
+
+def test_contrast_of_two_is_the_test_of_two() -> None:
+    scores, positive = two_methods()
+    assert statistics.delong_contrast(scores, positive, torch.tensor([1, -1])) == statistics.delong_test(
+        scores[0], scores[1], positive
+    )
+
+
+def test_draws_that_are_kept_give_the_paired_bootstrap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (statistics.mean(torch.rand(40, 3, generator=generator)) for _ in range(2))
+    patients = [index // 2 for index in range(40)]
+    once = statistics.paired_bootstrap(first, second, patients, resamples=200, level=0.9, seed=4)
+    kept = [statistics.draws(statistic, patients, resamples=200, seed=4) for statistic in (first, second)]
+    again = statistics.difference(*kept, level=0.9)
+    for expected, found in zip(once, again, strict=True):
+        assert torch.equal(torch.as_tensor(expected), torch.as_tensor(found))
+
+
 def test_delong_edges() -> None:
     positive = torch.tensor([True, True, False, False])
     perfect = positive.double()
@@ -306,6 +345,17 @@ refused: list[tuple[Callable[[], object], str]] = [
     (lambda: statistics.delong(torch.zeros(2, 3), torch.zeros(4, dtype=torch.bool)), "one bool per study"),
     (lambda: statistics.delong(torch.full((2, 3), torch.nan), torch.zeros(3, dtype=torch.bool)), "scores hold NaN"),
     (lambda: statistics.delong_test(torch.zeros(2), torch.zeros(3), torch.zeros(2, dtype=torch.bool)), "same studies"),
+    (
+        lambda: statistics.delong_contrast(torch.zeros(2, 3), torch.zeros(3, dtype=torch.bool), torch.zeros(3)),
+        "one per row",
+    ),
+    (
+        lambda: statistics.difference(
+            statistics.draws(statistics.mean(torch.zeros(2)), "ab", resamples=3),
+            statistics.draws(statistics.mean(torch.zeros(2)), "ab", resamples=4),
+        ),
+        "same number of resamples",
+    ),
     (lambda: statistics.holm(torch.tensor([0.5, 1.5])), "a p-value is 1.5"),
     (lambda: statistics.holm(torch.zeros(2, 2)), "flatten"),
 ]

@@ -39,13 +39,17 @@ __all__ = [
     "AucTest",
     "DeLong",
     "Difference",
+    "Draws",
     "Interval",
     "Statistic",
     "Summary",
     "bootstrap",
     "delong",
+    "delong_contrast",
     "delong_interval",
     "delong_test",
+    "difference",
+    "draws",
     "holm",
     "mean",
     "paired_bootstrap",
@@ -146,6 +150,15 @@ class Difference(NamedTuple):
     undefined: Tensor
 
 
+class Draws(NamedTuple):
+    """A statistic and its resamples."""
+
+    value: Tensor
+    """(...) on the studies as they are."""
+    drawn: Tensor
+    """(R, ...) on each resample; NaN where it does not exist, and throughout for one patient."""
+
+
 def bootstrap(
     statistic: Statistic, patients: Sequence[object], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
@@ -200,11 +213,49 @@ def paired_bootstrap(
         InputError: without studies, or for resamples < 1 or a level outside (0, 1).
     """
     value, drawn = _resampled(lambda weights: first(weights) - second(weights), patients, resamples, level, seed)
+    return _difference(value, drawn, level)
+
+
+def draws(statistic: Statistic, patients: Sequence[object], *, resamples: int = 2000, seed: int = 0) -> Draws:
+    """A statistic on the studies as they are and on each bootstrap resample of the patients.
+
+    Draws depend on the patients and the seed alone. So those of several methods on the same studies are paired:
+    ``difference(draws(a, ...), draws(b, ...))`` is :func:`paired_bootstrap`, and each method is measured once however
+    many it is compared with.
+
+    Args:
+        statistic: (R, N) weights to (R, ...) values.
+        patients: N patients, one per study.
+        resamples: how many times to draw.
+        seed: of the draws.
+
+    Raises:
+        InputError: without studies, or for resamples < 1.
+    """
+    return Draws(*_resampled(statistic, patients, resamples, 0.5, seed))
+
+
+def difference(first: Draws, second: Draws, *, level: float = 0.95) -> Difference:
+    """:func:`paired_bootstrap` of statistics that were drawn before, with the same patients, resamples and seed.
+
+    Raises:
+        InputError: for draws of different shapes, or a level outside (0, 1).
+    """
+    _check_level(level)
+    if first.drawn.shape != second.drawn.shape:
+        raise InputError(
+            f"the draws have shapes {tuple(first.drawn.shape)} and {tuple(second.drawn.shape)}: "
+            "draw the same measures with the same number of resamples"
+        )
+    return _difference(first.value - second.value, first.drawn - second.drawn, level)
+
+
+def _difference(value: Tensor, drawn: Tensor, level: float) -> Difference:
     low, high, undefined = _bounds(drawn, level)
-    defined = resamples - undefined
+    defined = len(drawn) - undefined
     one_side = torch.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
-    p_value = (2 * (one_side + 1) / (defined + 1)).clamp_max(1)
-    return Difference(value, low, high, torch.where(low.isnan(), torch.nan, p_value), level, resamples, undefined)
+    p_value = (2 * (one_side + 1).double() / (defined + 1)).clamp_max(1)
+    return Difference(value, low, high, torch.where(low.isnan(), torch.nan, p_value), level, len(drawn), undefined)
 
 
 def resample_weights(patients: Sequence[object], resamples: int, seed: int = 0) -> Tensor:
@@ -349,15 +400,44 @@ def delong_test(first: Tensor, second: Tensor, positive: Tensor, *, level: float
     Raises:
         InputError: for NaN scores, shapes that do not fit, or a level outside (0, 1).
     """
-    _check_level(level)
     if first.shape != second.shape:
         raise InputError(
             f"the scores have shapes {tuple(first.shape)} and {tuple(second.shape)}: score the same studies with both"
         )
-    auc, covariance = delong(torch.stack((first, second)), positive)
-    value = (auc[0] - auc[1]).item()
+    return delong_contrast(torch.stack((first, second)), positive, torch.tensor([1.0, -1.0]), level=level)
+
+
+def delong_contrast(scores: Tensor, positive: Tensor, weights: Tensor, *, level: float = 0.95) -> AucTest:
+    """DeLong's test of a weighted sum of AUCs on the same studies, w' A with variance w' V w.
+
+    For the mean over S seeds of one method against that of another, weigh the 2S scores by 1 / S and -1 / S. An AUC is
+    a mean of placements and a sum is linear in them, so value and variance are DeLong's own, with nothing approximated
+    beyond his normal distribution. The variance is that of drawing other studies; the trained networks are held as
+    they are.
+
+    Args:
+        scores: (M, N) scores of M networks for the same N studies.
+        positive: (N,) bool.
+        weights: (M,) weight of each AUC; for a difference they sum to 0.
+        level: of the interval.
+
+    Returns:
+        The weighted sum, its interval, z and two-sided p-value for a sum of 0. A sum without variance and of size 0,
+        as of networks that rank all pairs alike, has z = 0 and p = 1. NaN with fewer than two positives or negatives.
+
+    Raises:
+        InputError: for NaN scores, shapes that do not fit, or a level outside (0, 1).
+    """
+    _check_level(level)
+    if weights.shape != scores.shape[:1]:
+        raise InputError(
+            f"weights have shape {tuple(weights.shape)} for scores of shape {tuple(scores.shape)}: give one per row"
+        )
+    auc, covariance = delong(scores, positive)
+    weights = weights.to(auc)
+    value = (weights @ auc).item()
     # Rounding must not make a certainty of the difference between two equal methods.
-    variance = (covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]).item()
+    variance = (weights @ covariance @ weights).item()
     error = 0.0 if variance < 1e-15 else math.sqrt(variance)
     z = value / error if error else 0.0 if abs(value) < 1e-12 else math.copysign(math.inf, value)
     half = _normal_quantile(level) * error

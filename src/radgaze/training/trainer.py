@@ -15,8 +15,9 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,41 +77,61 @@ def fit(
         RadgazeError: The loss stopped being finite; the last good state is kept.
     """
     cohort = cohort if isinstance(cohort, Cohort) else Cohort.open(cohort)
+    plan, out = plan_training(cohort, method, settings), Path(out)
+    # of several processes the first owns the folder; the others only compute
+    with folder_lock(out, "training in") if is_first_process() else nullcontext():
+        check_folder(out, plan.content, resume)
+        network = build_network(plan, cohort)
+        fabric = make_fabric(plan.config)  # starts the other processes, which come here by themselves
+        if fabric.is_global_zero:
+            write_json(out / "config.json", plan.content)
+            write_json(out / "environment.json", environment())
+        Trainer(cohort, out, plan.config, network, plan.objective, plan.attention, fabric, progress).run()
+    return Run.open(out)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that has passed every check short of building its network; ``content`` is its ``config.json``."""
+
+    config: RunConfig
+    objective: Any
+    attention: AttentionTarget
+    content: dict[str, Any]
+
+
+def plan_training(cohort: Cohort, method: str, settings: Mapping[str, Any]) -> Plan:
+    """Resolve the settings and refuse what cannot be trained; nothing is built or written."""
     config = resolve(method, settings)
-    out = Path(out)
     objective = make_objective(config)
     attention = AttentionTarget(config.attention, config.preset, config.sigma)
     check_trainable(cohort, config, objective, attention)
-    network_settings = network_config(config, cohort, with_classes=objective.needs_labels)
-    # of several processes the first owns the folder; the others only compute
-    with folder_lock(out, "training in") if is_first_process() else nullcontext():
-        content = {
-            "radgaze": 1,
-            "run": config.dump(),
-            "network": network_settings,
-            "classes": list(cohort.classes) if objective.needs_labels else [],
-            "task": cohort.task if objective.needs_labels else "none",
-            "attention": attention.describe(cohort) if objective.needs_attention else "none",
-            "train_studies": len(training_studies(cohort, config)),
-            "cohort": {
-                "path": str(cohort.path),
-                "name": cohort.name,
-                "size": list(cohort.size),
-                "checksums": cohort.meta["checksums"],
-            },
-        }
-        check_folder(out, content, resume)
-        torch.manual_seed(config.seed)
-        network = build(network_settings)
-        network.attention_size(cohort.size)  # refuses images the network cannot take before anything is written
-        content["network"] = network.config
-        content["parameters"] = parameters(network)
-        fabric = make_fabric(config)  # starts the other processes, which come here by themselves
-        if fabric.is_global_zero:
-            write_json(out / "config.json", content)
-            write_json(out / "environment.json", environment())
-        Trainer(cohort, out, config, network, objective, attention, fabric, progress).run()
-    return Run.open(out)
+    content = {
+        "radgaze": 1,
+        "run": config.dump(),
+        "network": network_config(config, cohort, with_classes=objective.needs_labels),
+        "classes": list(cohort.classes) if objective.needs_labels else [],
+        "task": cohort.task if objective.needs_labels else "none",
+        "attention": attention.describe(cohort) if objective.needs_attention else "none",
+        "train_studies": len(training_studies(cohort, config)),
+        "cohort": {
+            "path": str(cohort.path),
+            "name": cohort.name,
+            "size": list(cohort.size),
+            "checksums": cohort.meta["checksums"],
+        },
+    }
+    return Plan(config, objective, attention, content)
+
+
+def build_network(plan: Plan, cohort: Cohort) -> Network:
+    """The plan's network with its seed's weights; images it cannot take are refused. Completes ``plan.content``."""
+    torch.manual_seed(plan.config.seed)
+    network = build(plan.content["network"])
+    network.attention_size(cohort.size)
+    plan.content["network"] = network.config
+    plan.content["parameters"] = parameters(network)
+    return network
 
 
 def is_first_process() -> bool:
