@@ -416,7 +416,9 @@ def evaluate(
 def compare(
     cohort: Annotated[Path, typer.Argument(metavar="COHORT")],
     out: Annotated[Path, typer.Option(help="Folder of the comparison; the same command again goes on in it.")],
-    methods: Annotated[str, typer.Option(help="Methods to train, e.g. gg-cam,classifier,mt-unet.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="Methods to train, e.g. gg-cam,classifier; NAME=METHOD is a variant.")
+    ] = "",
     seeds: Annotated[str | None, typer.Option(help="How many, or which, e.g. 5 or 3,4,7; 3 by default.")] = None,
     backbones: Annotated[str, typer.Option(help="Backbones of gg-cam and classifier, e.g. resnet50,densenet121.")] = "",
     train_studies: Annotated[str, typer.Option(help="Training sizes in studies, e.g. 378,756,all.")] = "",
@@ -538,10 +540,10 @@ def parse_names(text: str) -> list[str]:
 
 
 def parse_seeds(text: str | None) -> int | tuple[int, ...] | None:
-    """A number is a count, a list says which."""
+    """A number is a count, a list says which; "3," is a list of one."""
     if text is None:
         return None
-    numbers = parse_integers(text, "--seeds")
+    numbers = parse_integers(text.rstrip(","), "--seeds")
     return numbers if "," in text else numbers[0]
 
 

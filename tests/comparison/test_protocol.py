@@ -78,6 +78,46 @@ def test_settings_of_a_method_or_a_backbone_are_for_its_runs_alone(arms: list[Ar
     assert "seed" not in of["mt-unet (9)"]
 
 
+def test_a_variant_has_settings_of_its_own_on_top_of_its_methods(large_cohort: Cohort, tmp_path: Path) -> None:
+    protocol = asked(
+        large_cohort,
+        methods=["gg-cam", "decision=gg-cam", "classifier"],
+        backbones=["resnet10t"],
+        seeds=1,
+        settings=SHARED,
+        settings_of={
+            "gg-cam": {"objective": {"loss": "1-cc"}, "learning_rate": 3e-3},
+            "decision": {"objective": {"supervise": "decision"}, "learning_rate": 2e-3},
+        },
+    )
+    arms = {arm.method: arm for arm in make_arms(protocol, large_cohort, tmp_path)}
+    assert list(arms) == ["gg-cam", "decision", "classifier"]
+    assert arms["gg-cam"].config["objective"] == {"loss": "1-cc"}
+    assert arms["decision"].config["objective"] == {"loss": "1-cc", "supervise": "decision"}
+    assert (arms["gg-cam"].config["learning_rate"], arms["decision"].config["learning_rate"]) == (3e-3, 2e-3)
+    assert arms["classifier"].config["learning_rate"] == 1e-3
+    assert arms["decision"].name == "decision resnet10t (12)"
+    assert arms["decision"].runs[0].name == "decision-resnet10t-12-seed0"
+    assert arms["decision"].runs[0].method == "gg-cam"
+    pairs = [(first.method, second.method) for first, second in make_pairs(list(arms.values()), "classifier")]
+    assert pairs == [("gg-cam", "classifier"), ("decision", "classifier")]
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        (["x=gg-cam", "x=classifier"], "'x' is given twice"),
+        (["gg-cam", "gg-cam=gg-cam"], "'gg-cam' is given twice"),
+        (["classifier=gg-cam"], "has the name of the method 'classifier'"),
+        (["a b=gg-cam"], "expected NAME=METHOD"),
+        (["x=gg-can"], "'gg-cam'"),
+    ],
+)
+def test_variants_that_cannot_be(methods: list[str], words: str, large_cohort: Cohort) -> None:
+    with pytest.raises(InputError, match=words):
+        asked(large_cohort, methods=methods)
+
+
 def test_pairs_are_within_a_size_and_a_backbone(arms: list[Arm]) -> None:
     assert choose_control(None, arms) == "classifier"
     pairs = [(first.name, second.name) for first, second in make_pairs(arms, "classifier")]

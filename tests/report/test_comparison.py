@@ -4,7 +4,9 @@ import copy
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -402,3 +404,30 @@ def test_the_file_is_named_repeatable_and_whole(tmp_path: Path, two: Any) -> Non
     assert one == tmp_path / "one" / "comparison.html"
     assert one.read_bytes() == other.read_bytes()
     assert [entry.name for entry in one.parent.iterdir()] == ["comparison.html"]
+
+
+def test_command_has_everything_that_was_asked_for() -> None:
+    asked = {
+        "methods": ["classifier", "decision=gg-cam"],
+        "backbones": ["resnet50"],
+        "train_studies": [756],
+        "seeds": [3],
+        "settings": {"epochs": 16, "attention": "mask:lungs", "augmentation": {"flip": False}},
+        "settings_of": {
+            "decision": {"objective": {"supervise": "decision"}},
+            "resnet50": {"model": {"options": {"a": 1}}},
+        },
+        "runs": [],
+    }
+    (line,) = module._commands({"protocol": {"methods": ["classifier", "decision"], "asked": asked}})
+    words = shlex.split(line)
+    assert words[:3] == ["radgaze", "compare", "COHORT"]
+    assert words[words.index("--methods") + 1] == "classifier,decision=gg-cam"
+    assert words[words.index("--seeds") + 1] == "3,"
+    assert [word for before, word in pairwise(words) if before == "--set"] == [
+        "epochs=16",
+        "attention=mask:lungs",
+        "augmentation.flip=false",
+        "decision:objective.supervise=decision",
+        'resnet50:model.options={"a": 1}',
+    ]

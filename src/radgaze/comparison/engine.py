@@ -58,12 +58,13 @@ def compare(
     Args:
         cohort: Open cohort or its folder.
         out: Folder of the comparison.
-        methods: Methods to train, see :data:`radgaze.training.methods.METHODS`.
+        methods: Methods to train, see :data:`radgaze.training.methods.METHODS`; ``"NAME=METHOD"`` is a variant with
+            settings of its own under NAME.
         backbones: Backbones for the methods that take one; by default the methods' own.
         seeds: How many (0, 1, ...), or which; 3 by default. All arms have the same ones.
         train_studies: Sizes of the training set in studies, None for all; by default all.
         settings: Fields of :class:`radgaze.training.RunConfig` for all runs.
-        settings_of: Method or backbone to settings for its runs alone.
+        settings_of: Method, variant or backbone to settings for its runs alone, in this order.
         runs: Finished runs that were trained elsewhere; they are measured into ``out/evaluations`` and not written to.
         control: Method that the others are compared with; by default ``classifier``, else the first.
         jobs: Runs at once; by default one for each GPU, else one for each core.
@@ -105,7 +106,9 @@ def compare(
         if not reports_of:
             first = next(iter(outcomes.values()))
             raise RadgazeError(f"No run finished; the first ended with: {first.error} (see {str(first.log)!r}).")
-        comparison = gather(cohort, arms, reports_of, outcomes, out, control=control, split=split, resamples=resamples)
+        comparison = gather(
+            cohort, protocol, arms, reports_of, outcomes, out, control=control, split=split, resamples=resamples
+        )
         write_json(out / "comparison.json", comparison)
         write_csv(comparison, out / "comparison.csv")
         page = import_module("radgaze.report.comparison").write_comparison(comparison, out)

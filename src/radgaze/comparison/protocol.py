@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from radgaze.errors import InputError, nearest
 from radgaze.files import read_json, write_json
 from radgaze.models.build import NETWORKS
 from radgaze.training.attention import AttentionTarget
-from radgaze.training.methods import find_method, resolve
+from radgaze.training.methods import METHODS, find_method, resolve
 from radgaze.training.runs import Run
 from radgaze.training.trainer import build_network, check_folder, plan_training
 
@@ -64,7 +65,13 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train. ``config`` holds the resolved settings that all its runs share."""
+    """One way to train.
+
+    Attributes:
+        name: Of the arm, with backbone and size.
+        method: The method, or the name of its variant.
+        config: The resolved settings that all its runs share.
+    """
 
     name: str
     method: str
@@ -80,7 +87,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What was asked for, over all calls with one folder. Training sizes are numbers of studies, paths absolute."""
+    """What was asked for, over all calls with one folder. Training sizes are numbers of studies, paths absolute.
+
+    An entry of ``methods`` is a method, or ``"NAME=METHOD"``: a variant, which has settings of its own under NAME, on
+    top of the method's.
+    """
 
     methods: list[str] = field(default_factory=list)
     backbones: list[str] = field(default_factory=list)
@@ -124,8 +135,8 @@ class Protocol:
         )
         for what, given in named:
             check_once(what, given)
-        for name in methods:
-            find_method(name)
+        for entry in methods:
+            find_method(variant(entry)[1])
         shared = merge(self.settings, settings)
         own = {name: merge(self.settings_of.get(name, {}), given) for name, given in settings_of.items()}
         own = {**self.settings_of, **own}
@@ -135,14 +146,15 @@ class Protocol:
         together, trained = union(self.methods, methods), union(self.runs, folders)
         if not together and not trained:
             raise InputError("There is nothing to compare: give methods to train, or runs that are trained.")
-        with_backbone = [name for name in together if default_backbone(name) is not None]
+        check_once("method", [variant(entry)[0] for entry in together])
+        with_backbone = [entry for entry in together if default_backbone(variant(entry)[1]) is not None]
         if backbones and not with_backbone:
             raise InputError(
                 f"None of the methods {', '.join(together) or '(none)'} takes a backbone; "
                 f"leave out the backbones {', '.join(backbones)}, or add a method such as gg-cam."
             )
         if with_backbone and not (self.backbones or backbones):
-            backbones = list(dict.fromkeys(own_backbone(name, shared, own) for name in with_backbone))
+            backbones = list(dict.fromkeys(own_backbone(entry, shared, own) for entry in with_backbone))
         extended = Protocol(
             together,
             union(self.backbones, backbones),
@@ -152,9 +164,9 @@ class Protocol:
             own,
             trained,
         )
+        known = [name for entry in extended.methods for name in variant(entry)] + extended.backbones
         for name in own:
-            if name not in (*extended.methods, *extended.backbones):
-                known = [*extended.methods, *extended.backbones]
+            if name not in known:
                 raise InputError(
                     f"Settings are given for {name!r}, which is neither a method nor a backbone of this comparison: "
                     f"{nearest(name, known) if known else 'it trains nothing.'}"
@@ -182,15 +194,35 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def variant(entry: str) -> tuple[str, str]:
+    """Name and method of an entry ``"METHOD"`` or ``"NAME=METHOD"``.
+
+    Raises:
+        InputError: A name that is no plain word, or that is another method's.
+    """
+    name, equals, method = entry.partition("=")
+    if not equals:
+        return entry, entry
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise InputError(
+            f"The variant {entry!r} has the name {name!r}; expected NAME=METHOD with a name of letters, digits, "
+            "dots and hyphens, such as decision=gg-cam."
+        )
+    if name in METHODS and name != method:
+        raise InputError(f"The variant {entry!r} has the name of the method {name!r}; give it another name.")
+    return name, method
+
+
 def default_backbone(method: str) -> str | None:
     """The backbone a method's network has unless told otherwise; None for a method without one."""
     arguments = inspect.signature(NETWORKS[find_method(method).network]).parameters
     return arguments["backbone"].default if "backbone" in arguments else None
 
 
-def own_backbone(method: str, shared: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]) -> str:
+def own_backbone(entry: str, shared: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]) -> str:
     """The backbone that the settings give a method, when the comparison is not told which."""
-    config = resolve(method, merge(shared, own.get(method, {})))
+    name, method = variant(entry)
+    config = resolve(method, merge(shared, own.get(method, {}), own.get(name, {})))
     return str(config.model.get("backbone", default_backbone(method)))
 
 
@@ -212,17 +244,18 @@ def trained_here(protocol: Protocol, cohort: Cohort, out: Path) -> list[Arm]:
     total, parameters_of = len(cohort.indices("train")), {}
     arms = []
     for size in protocol.train_studies:
-        for method in protocol.methods:
+        for name, method in map(variant, protocol.methods):
             for backbone in protocol.backbones if default_backbone(method) is not None else [None]:
                 layers = [protocol.settings, protocol.settings_of.get(method, {})]
                 if backbone is not None:
                     layers += [protocol.settings_of.get(backbone, {}), {"model": {"backbone": backbone}}]
+                layers += [protocol.settings_of.get(name, {})] if name != method else []
                 settings = merge(*layers, {"train_studies": None if size == total else size})
                 runs = []
                 for seed in protocol.seeds:
                     of_run = {**settings, "seed": seed}
                     plan = plan_training(cohort, method, of_run)
-                    slug = "-".join(str(part) for part in (method, backbone, size, f"seed{seed}") if part is not None)
+                    slug = "-".join(str(part) for part in (name, backbone, size, f"seed{seed}") if part is not None)
                     check_own_folder(out / "runs" / slug, plan.content)
                     runs.append(PlannedRun(slug, seed, out / "runs" / slug, method, of_run))
                 # a network is the same for all seeds and sizes: building one finds what its settings have wrong
@@ -232,8 +265,8 @@ def trained_here(protocol: Protocol, cohort: Cohort, out: Path) -> list[Arm]:
                     parameters_of[network] = plan.content["parameters"]
                 arms.append(
                     Arm(
-                        name=arm_name(method, backbone, size),
-                        method=method,
+                        name=arm_name(name, backbone, size),
+                        method=name,
                         backbone=backbone,
                         train_studies=size,
                         attention=plan.content["attention"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from radgaze import __version__
 from radgaze.cohort import Cohort
 from radgaze.comparison.jobs import Outcome
-from radgaze.comparison.protocol import Arm, PlannedRun
+from radgaze.comparison.protocol import Arm, PlannedRun, Protocol
 from radgaze.comparison.statistics import Measured, adjust, delong_of_classes, draw, over_seeds, paired
 from radgaze.errors import InputError, nearest
 from radgaze.files import read_json, write_text
@@ -118,6 +119,7 @@ def make_pairs(arms: Sequence[Arm], control: str) -> list[tuple[Arm, Arm]]:
 
 def gather(
     cohort: Cohort,
+    protocol: Protocol,
     arms: Sequence[Arm],
     reports_of: Mapping[str, Path],
     outcomes: Mapping[str, Outcome],
@@ -131,7 +133,8 @@ def gather(
 
     Args:
         cohort: What was compared on.
-        arms: What was asked for.
+        protocol: What was asked for.
+        arms: The same, resolved.
         reports_of: Folder of the report of each finished run, by the run's name.
         outcomes: How the runs of this call ended, by name.
         out: The comparison's folder; paths below it are told relative to it.
@@ -180,6 +183,7 @@ def gather(
             "settings": shared,
             "resamples": resamples,
             "control": control,
+            "asked": asdict(protocol),
         },
         "arms": [describe_arm(arm, shared, values, outcomes, out) for arm in arms],
         "pairs": pairs,
@@ -337,8 +341,8 @@ def notes(
     ]
     if len({arm.backbone for arm in arms}) > 1:
         said.append(
-            "Pointing game, CC and SIM depend on the grid of a map; between networks with different grids, look at each "
-            "run's uniform map beside them."
+            "Pointing game, CC and SIM depend on the grid of a map; between networks with different grids, look at "
+            "each run's uniform map beside them."
         )
     said += [
         f"{first.name} and {second.name} share no finished seed, so they are not compared." for first, second in apart

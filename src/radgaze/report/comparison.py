@@ -8,6 +8,7 @@ the report of a run.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -470,14 +471,29 @@ def _measures_used(keys: Iterable[str], pairs: Sequence[Pair]) -> list[Measure]:
 
 
 def _commands(comparison: Mapping[str, Any]) -> list[str]:
-    """The command that runs the comparison again."""
+    """The command that runs the comparison again, with every setting that was asked for."""
     protocol = section(comparison, "protocol")
-    if not protocol.get("methods"):
+    asked = section(protocol, "asked") or protocol
+    if not asked.get("methods"):
         return []
     command = ["radgaze", "compare", "COHORT"]
     for option, key in (("--methods", "methods"), ("--backbones", "backbones"), ("--train-studies", "train_studies")):
-        if values := [plain(value) for value in protocol.get(key) or () if value is not None]:
+        if values := [plain(value) for value in asked.get(key) or () if value is not None]:
             command += [option, ",".join(values)]
-    if seeds := protocol.get("seeds"):
-        command += ["--seeds", str(len(seeds))]
+    if seeds := list(asked.get("seeds") or ()):
+        counted = seeds == list(range(len(seeds)))
+        command += ["--seeds", str(len(seeds)) if counted else ",".join(map(str, seeds)) + "," * (len(seeds) == 1)]
+    own = section(asked, "settings_of")
+    for prefix, settings in (("", section(asked, "settings")), *((f"{name}:", own[name]) for name in own)):
+        for key, value in _flat_settings(settings):
+            command += ["--set", f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return [shlex.join([*command, "--out", "AGAIN"])]
+
+
+def _flat_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Groups of settings as ``a.b``, the way --set takes them."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value and key in ("model", "objective", "augmentation"):
+            yield from _flat_settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
