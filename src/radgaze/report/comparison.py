@@ -483,6 +483,8 @@ def _commands(comparison: Mapping[str, Any]) -> list[str]:
     if seeds := list(asked.get("seeds") or ()):
         counted = seeds == list(range(len(seeds)))
         command += ["--seeds", str(len(seeds)) if counted else ",".join(map(str, seeds)) + "," * (len(seeds) == 1)]
+    if asked is protocol:  # resolved settings are no command
+        return [shlex.join([*command, "--out", "AGAIN"])]
     own = section(asked, "settings_of")
     for prefix, settings in (("", section(asked, "settings")), *((f"{name}:", own[name]) for name in own)):
         for key, value in _flat_settings(settings):
