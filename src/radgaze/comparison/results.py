@@ -342,7 +342,7 @@ def notes(
     if len({arm.backbone for arm in arms}) > 1:
         said.append(
             "Pointing game, CC and SIM depend on the grid of a map; between networks with different grids, look at "
-            "each run's uniform map beside them."
+            "the uniform map in each run's report beside them."
         )
     said += [
         f"{first.name} and {second.name} share no finished seed, so they are not compared." for first, second in apart
