@@ -28,13 +28,6 @@ from tests.cohorts import multilabel_cohort
 
 SMALL: dict[str, Any] = {"sigma": 6.0, "precision": "fp32", "epochs": 1}
 NARROW: dict[str, Any] = {"mt-unet": {"model": {"width": 2}}}
-PAGE = """
-import json, sys, types
-module = types.ModuleType("radgaze.report.comparison")
-module.write_comparison = lambda comparison, out: out / "comparison.html"
-sys.modules[module.__name__] = module
-from radgaze.comparison import compare
-"""
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +98,11 @@ def test_files(comparison: dict[str, Any], out: Path) -> None:
     written = json.loads((out / "comparison.json").read_text())
     assert written == {key: value for key, value in comparison.items() if key != "path"}
     assert Path(comparison["path"]) == out / "comparison.html"
+    page = (out / "comparison.html").read_text()
+    shown = f"{comparison['arms'][0]['measures']['auc_macro']['median']:.3f}"
+    assert shown in page
+    assert "GG-CAM" in page
+    assert "MT-UNet" in page
     with (out / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["arm"], row["seed"]) for row in rows][:2] == [
@@ -209,7 +207,8 @@ def test_multilabel_cohort_on_validation(tmp_path: Path) -> None:
 
 def test_a_comparison_survives_being_stopped_and_killed(cohort: Cohort, tmp_path: Path) -> None:
     """SIGTERM, then SIGKILL, in the middle: no process is left, no epoch is lost, and the same call finishes."""
-    call = PAGE + (
+    call = (
+        "import json, sys; from radgaze.comparison import compare; "
         "compare(sys.argv[1], sys.argv[2], ['mt-unet'], seeds=1, resamples=20, progress=False, "
         "settings=json.loads(sys.argv[3]), settings_of={'mt-unet': {'model': {'width': 2}}})"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from radgaze.comparison.protocol import (
 from radgaze.comparison.results import choose_control, gather, write_csv
 from radgaze.errors import InputError, RadgazeError
 from radgaze.files import folder_lock, read_json, write_json
+from radgaze.report import write_comparison
 from radgaze.training.runs import Run
 
 __all__ = ["compare"]
@@ -111,7 +111,7 @@ def compare(
         )
         write_json(out / "comparison.json", comparison)
         write_csv(comparison, out / "comparison.csv")
-        page = import_module("radgaze.report.comparison").write_comparison(comparison, out)
+        page = write_comparison(comparison, out)
     return {**comparison, "path": str(page)}
 
 
