@@ -708,7 +708,7 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     if all("cam:energy_inside" in arm["measures"] for arm in arms):
         shown.pop("grad_cam:energy_inside", None)
     seeds = f"{len(comparison['protocol']['seeds'])} seeds"
-    title = f"{comparison['title']} — {comparison['split']} split, median (range) of {seeds}"
+    title = f"{comparison['title']} — {comparison['split']} split, median and range of {seeds}"
     table = Table("arm", "seeds", *shown.values(), title=title)
     for arm in arms:
         finished = sum(run["status"] == "finished" for run in arm["runs"])
@@ -740,7 +740,7 @@ def spread(entry: Mapping[str, Any] | None) -> str:
         return "n/a"
     if entry["n"] == 1:
         return f"{entry['median']:.3f}"
-    return f"{entry['median']:.3f} ({entry['min']:.3f}–{entry['max']:.3f})"
+    return f"{entry['median']:.3f}\n{entry['min']:.3f}–{entry['max']:.3f}"  # two lines: six columns fit 80 characters
 
 
 def add_measures(table: Table, columns: Sequence[Mapping[str, Any]]) -> None:
