@@ -84,3 +84,9 @@ class NetworkTester:
     def test_wrong_channels(self) -> None:
         with pytest.raises(InputError, match=r"expected \(batch, 1, height, width\)"):
             build(self.config)(torch.rand(1, 3, *self.size))
+
+    def test_colour_network_repeats_grey_images(self) -> None:
+        model = build({**self.config, "in_channels": 3}).eval()
+        grey = outputs(model(self.images()))
+        colour = outputs(model(self.images().repeat(1, 3, 1, 1)))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(grey, colour, strict=True))

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
-from radgaze.models.network import Network, check_multiple, check_size
+from radgaze.models.network import Network, as_input, check_multiple
 from radgaze.models.output import Output
 from radgaze.models.weights import load_encoder_weights
 
@@ -54,7 +54,7 @@ class GazeCAM(Network):
     Args:
         backbone: Name of a convolutional network of timm.
         num_classes: Classes ``C``, at least 1.
-        in_channels: Image channels, 1 for radiographs.
+        in_channels: Image channels: 1 for radiographs; 3 repeats grey images, for weights that want colour.
         options: Further arguments that timm makes the backbone with: ``{"output_stride": 16}`` for a finer grid,
             ``{"channels": (16, 32, 64, 128), "stem_width": 16}`` for a ResNet of a quarter of the width,
             ``{"channel_multiplier": 0.25}`` for such an EfficientNet.
@@ -113,8 +113,8 @@ class GazeCAM(Network):
         return self.backbone
 
     def forward(self, images: Tensor) -> Output:
-        """Images ``(B, in_channels, H, W)`` in [0, 1] to ``Output`` with logits and ``cams`` (B, C, H / s, W / s)."""
-        check_size(images, self.config["in_channels"], self.stride)
+        """Images ``(B, in_channels or 1, H, W)`` in [0, 1] to ``Output`` with logits and ``cams`` (B, C, H / s, W / s)."""
+        images = as_input(images, self.config["in_channels"], self.stride)
         self.attention_size((images.shape[-2], images.shape[-1]))
         cams, logits = self.head(self.backbone(images))
         return Output(logits=logits, cams=cams)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
-from radgaze.models.network import Network, check_size
+from radgaze.models.network import Network, as_input
 from radgaze.models.output import Output
 from radgaze.models.weights import load_encoder_weights
 
@@ -35,7 +35,7 @@ class MTUNet(Network):
 
     Args:
         num_classes: Classes ``C``; 0 builds no class head (saliency alone).
-        in_channels: Image channels, 1 for radiographs.
+        in_channels: Image channels: 1 for radiographs; 3 repeats grey images, for weights that want colour.
         width: Base width ``w``; level ``l`` has ``w * 2**l`` channels. Ignored when ``encoder`` is given.
         encoder: Name of a segmentation-models-pytorch encoder (``"resnet34"``) or of a timm network
             (``"tu-convnext_tiny"``); ``None`` is the paper's own encoder.
@@ -95,8 +95,8 @@ class MTUNet(Network):
         return self.body.bottleneck if self.class_head is not None else None
 
     def forward(self, images: Tensor) -> Output:
-        """Images ``(B, in_channels, H, W)`` in [0, 1] to ``Output`` with ``saliency_logits`` of size ``(B, H, W)``."""
-        check_size(images, self.config["in_channels"], self.body.multiple)
+        """Images ``(B, in_channels or 1, H, W)`` in [0, 1] to ``Output`` with ``saliency_logits`` of size ``(B, H, W)``."""
+        images = as_input(images, self.config["in_channels"], self.body.multiple)
         bottleneck, decoded = self.body(images)
         logits = None
         if self.class_head is not None:

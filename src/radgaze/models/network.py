@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from radgaze.errors import InputError
 
-__all__ = ["Network", "check_size"]
+__all__ = ["Network", "as_input", "check_multiple"]
 
 
 class Network(nn.Module):
@@ -32,13 +32,21 @@ class Network(nn.Module):
         return None
 
 
-def check_size(images: Tensor, in_channels: int, multiple: int) -> None:
-    """Refuse shapes the network cannot halve often enough, naming the padded size that it can."""
+def as_input(images: Tensor, in_channels: int, multiple: int) -> Tensor:
+    """Images as a network takes them: grey ones repeated where it has colour channels.
+
+    Raises:
+        InputError: Another number of channels, or sides that the network cannot halve often enough; the padded size
+            that it can is named.
+    """
+    if images.ndim == 4 and images.shape[1] == 1:
+        images = images.expand(-1, in_channels, -1, -1)
     if images.ndim != 4 or images.shape[1] != in_channels:
         raise InputError(
             f"The network got images of shape {tuple(images.shape)}; expected (batch, {in_channels}, height, width)."
         )
     check_multiple((images.shape[-2], images.shape[-1]), multiple)
+    return images
 
 
 def check_multiple(size: tuple[int, int], multiple: int) -> None:
