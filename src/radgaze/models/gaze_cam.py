@@ -113,7 +113,7 @@ class GazeCAM(Network):
         return self.backbone
 
     def forward(self, images: Tensor) -> Output:
-        """Images ``(B, in_channels or 1, H, W)`` in [0, 1] to ``Output`` with logits and ``cams`` (B, C, H / s, W / s)."""
+        """Images ``(B, in_channels or 1, H, W)`` in [0, 1] to logits and ``cams`` (B, C, H / s, W / s)."""
         images = as_input(images, self.config["in_channels"], self.stride)
         self.attention_size((images.shape[-2], images.shape[-1]))
         cams, logits = self.head(self.backbone(images))

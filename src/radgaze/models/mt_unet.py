@@ -95,7 +95,7 @@ class MTUNet(Network):
         return self.body.bottleneck if self.class_head is not None else None
 
     def forward(self, images: Tensor) -> Output:
-        """Images ``(B, in_channels or 1, H, W)`` in [0, 1] to ``Output`` with ``saliency_logits`` of size ``(B, H, W)``."""
+        """Images ``(B, in_channels or 1, H, W)`` in [0, 1] to logits and ``saliency_logits`` ``(B, H, W)``."""
         images = as_input(images, self.config["in_channels"], self.body.multiple)
         bottleneck, decoded = self.body(images)
         logits = None
