@@ -684,7 +684,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     named = LOCATED | {"uniform": "uniform"}
     maps = {label: located[name]["overall"] for name, label in named.items() if name in located}
     if any(maps.values()):
-        table = Table("localisation", *maps, title="Where the true class's map lies")
+        table = Table("localisation", *maps, title="Where the true class's maps lie")
         add_measures(table, list(maps.values()))
         tables.print(table)
     if "path" in report:
@@ -694,6 +694,7 @@ def print_report(report: Mapping[str, Any]) -> None:
 COMPARED = {
     "auc_macro": "AUC, macro",
     "cam:energy_inside": "energy inside",
+    "decision:energy_inside": "energy inside (decision)",
     "cam:pointing_game": "pointing game",
     "grad_cam:energy_inside": "energy inside (Grad-CAM)",  # where some arms have no other map
     "saliency:cc": "CC",

@@ -20,11 +20,8 @@ GG-CAM (Zhu, Salcudean, Rohling, arXiv 2202.07107) guides a classifier's class a
 The released code applies the sigmoid and k to the label, so that class 0's CAM is supervised for every study and k
 never learns. Here both act on the map, as the paper means. Other maps to supervise and other losses than the paper's
 are choices of :class:`GazeCAMObjective`. One of them is this project's own, ``decision``: softmax sees only by how much
-the classes differ, so the map that decides is their spread
-
-    D(i, j) = sqrt(mean_c (M_c - mean_c M_c)^2)        (labels that do not exclude each other: sqrt(mean_c M_c^2))
-
-and P = 2 sigmoid(k D) - 1 is to follow S. Guiding M_y alone leaves the other classes' maps free, and a network may
+the classes differ, so the map that decides is their spread D, :func:`radgaze.models.output.decision_map`, and
+P = 2 sigmoid(k D) - 1 is to follow S. Guiding M_y alone leaves the other classes' maps free, and a network may
 decide by them wherever it likes; D is zero only where no class gains on another.
 """
 
@@ -38,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
-from radgaze.models.output import Output
+from radgaze.models.output import Output, decision_map
 
 __all__ = [
     "CamLoss",
@@ -208,7 +205,7 @@ def supervised_cam(output: Output, targets: Tensor, supervise: Supervised) -> tu
         supervise: ``"true-class"`` (the paper): the label's CAM; of several present labels, the mean of their CAMs.
             ``"predicted-class"``: that of the highest logit, known without a label. ``"class-agnostic"``: the mean
             over all classes, which guides the features but, for labels that exclude each other, no decision.
-            ``"decision"``: by how much the classes differ, D in the module's head; non-negative, known without a label.
+            ``"decision"``: by how much the classes differ (:func:`decision_map`); non-negative, known without a label.
 
     Returns:
         ``(B, h, w)`` maps and ``(B,)`` bool: False where the study has no such class (unlabelled, or nothing present).
@@ -217,13 +214,9 @@ def supervised_cam(output: Output, targets: Tensor, supervise: Supervised) -> tu
     if logits is None or cams is None:
         raise InputError("Guiding class activation maps needs a network with a CAM head; use the network gaze-cam.")
     if supervise == "class-agnostic":
-        return cams.mean(1), torch.ones(len(cams), dtype=torch.bool, device=cams.device)
+        return cams.mean(1), torch.ones_like(cams[:, 0, 0, 0], dtype=torch.bool)
     if supervise == "decision":
-        maps = cams.float()
-        exclusive = targets.ndim == 1
-        centred = maps - maps.mean(1, keepdim=True) if exclusive else maps
-        # a little under the root, whose slope at 0 is infinite: classes that do not differ at all have D = 1e-6
-        return (centred.square().mean(1) + 1e-12).sqrt(), torch.ones(len(cams), dtype=torch.bool, device=cams.device)
+        return decision_map(cams, exclusive=targets.ndim == 1), torch.ones_like(cams[:, 0, 0, 0], dtype=torch.bool)
     if supervise == "predicted-class":
         share = F.one_hot(logits.argmax(1), cams.shape[1])
     elif targets.ndim == 1:

@@ -12,9 +12,9 @@ import torch
 from radgaze.cohort import Cohort
 from radgaze.inference import evaluate
 from radgaze.inference.localisation import cam_measures, class_mask, localisation_section, per_study, true_classes
-from radgaze.measures import localisation
+from radgaze.measures import localisation, saliency
 from radgaze.training import AttentionTarget, Run, fit
-from tests.cohorts import blob_cohort
+from tests.cohorts import blob_cohort, multilabel_cohort
 
 CAM: dict[str, Any] = {
     "model": {"backbone": "resnet10t"},
@@ -86,11 +86,37 @@ def test_true_classes_of_both_tasks() -> None:
     assert (rows.tolist(), classes.tolist()) == ([0, 0, 2], [0, 2, 1])
 
 
+def test_decision_is_where_the_classes_differ(large_cohort: Cohort) -> None:
+    """A map that all classes share moves every CAM's energy, and neither a probability nor the decision map."""
+    cams = torch.rand(4, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+    shared = torch.zeros(4, 1, 6, 4)
+    shared[..., 0, 0] = 50
+    plain, moved = (cam_measures(large_cohort, ROWS, maps, GAZE) for maps in (cams, cams + shared))
+    for key, values in plain["decision"].items():
+        torch.testing.assert_close(moved["decision"][key], values, equal_nan=True, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(moved["model"]["cc"].nan_to_num(), plain["model"]["cc"].nan_to_num(), atol=0.05)
+    mask = torch.from_numpy(large_cohort.mask(1, "blob").copy())[None]
+    expected = localisation.energy_inside(cams[1].std(0, correction=0)[None], mask)
+    torch.testing.assert_close(plain["decision"]["energy_inside"][1, 1], expected[0], rtol=1e-4, atol=1e-6)
+
+
+def test_decision_of_a_label_among_several_is_its_own_map(tmp_path: Path) -> None:
+    cohort = multilabel_cohort(tmp_path)
+    cams = torch.randn(1, 3, 6, 4, generator=torch.Generator().manual_seed(0))
+    gaze = AttentionTarget("mask:blob")
+    values = cam_measures(cohort, [0], cams, gaze)
+    present = np.flatnonzero(np.nan_to_num(cohort.targets[0]) >= 0.5)
+    maps, _ = gaze.maps(cohort, [0], size=(6, 4))
+    for label in present:
+        expected = saliency.cc(cams[:, label].abs(), maps)
+        torch.testing.assert_close(values["decision"]["cc"][0, label].float(), expected[0].float())
+
+
 def test_grad_cam_is_measured_as_a_cam_is(large_cohort: Cohort) -> None:
     cams = torch.rand(4, 3, 6, 4)
     both = cam_measures(large_cohort, ROWS, cams, GAZE, cams[range(4), [0, 1, 2, 2]])
     alone = cam_measures(large_cohort, ROWS, None, GAZE, cams[range(4), [0, 1, 2, 2]])
-    assert list(both) == ["model", "grad-cam", "uniform"]
+    assert list(both) == ["model", "decision", "grad-cam", "uniform"]
     assert list(alone) == ["grad-cam", "uniform"]
     for key, values in both["model"].items():
         for same in (both["grad-cam"], alone["grad-cam"]):
@@ -149,7 +175,7 @@ def test_page_shows_localisation_cams_and_the_curriculum(report: dict[str, Any])
     page = Path(report["path"]).read_text()
     for told in ("Localisation", "Pointing game", "Energy inside", "Class activation: class1", "Weights of the loss"):
         assert told in page
-    assert "CAM and Grad-CAM of the true class" in page
+    assert "CAM, decision map and Grad-CAM of the true class" in page
 
 
 def test_control_is_measured_the_same_way(large_cohort: Cohort, tmp_path: Path) -> None:

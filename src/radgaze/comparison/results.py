@@ -20,13 +20,14 @@ from radgaze.comparison.protocol import Arm, PlannedRun, Protocol
 from radgaze.comparison.statistics import Measured, adjust, delong_of_classes, draw, over_seeds, paired
 from radgaze.errors import InputError, nearest
 from radgaze.files import read_json, write_text
+from radgaze.inference.localisation import MAPS
 from radgaze.measures.statistics import Draws
 from radgaze.training.runs import Run
 
 __all__ = ["choose_control", "gather", "make_pairs", "read_measured", "read_values", "write_csv"]
 
 WHO = ("study_id", "patient_id", "split", "label")
-MAPS = {"cam_": "cam:", "grad_cam_": "grad_cam:"}  # columns of the table of studies that belong to a map
+COLUMNS = {f"{prefix}_": f"{prefix}:" for prefix in MAPS.values()}  # of the table of studies, that belong to a map
 FEW_PATIENTS = 30
 IDENTITY = ("method", "seed", "train_studies")  # of an arm or a run; not among its settings
 OWN_TO_METHODS = ("recipe", "model", "objective", "attention", "preset", "sigma")  # may differ under one protocol
@@ -40,9 +41,9 @@ def read_values(report: Mapping[str, Any]) -> dict[str, float]:
     found |= {f"auc:{name}": entry["value"] for name, entry in section.get("auc", {}).items()}
     saliency = (report.get("saliency") or {}).get("model", {})
     found |= {f"saliency:{name}": entry["mean"] for name, entry in saliency.items()}
-    for key, prefix in {"model": "cam:", "grad-cam": "grad_cam:"}.items():
+    for key, prefix in MAPS.items():
         located = (report.get("localisation") or {}).get(key, {}).get("overall", {})
-        found |= {f"{prefix}{name}": entry["mean"] for name, entry in located.items()}
+        found |= {f"{prefix}:{name}": entry["mean"] for name, entry in located.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -65,8 +66,8 @@ def read_measured(folder: Path, split: str, cohort: Cohort, classes: Sequence[st
     for name in names:
         if name not in WHO and not name.startswith("probability_"):
             values = table[name].fill_null(float("nan")).to_numpy()
-            prefix = next((start for start in sorted(MAPS, key=len, reverse=True) if name.startswith(start)), None)
-            flat = f"saliency:{name}" if prefix is None else MAPS[prefix] + name.removeprefix(prefix)
+            prefix = next((start for start in sorted(COLUMNS, key=len, reverse=True) if name.startswith(start)), None)
+            flat = f"saliency:{name}" if prefix is None else COLUMNS[prefix] + name.removeprefix(prefix)
             columns[flat] = torch.from_numpy(values.copy())
     has_scores = bool(scores) and set(scores) <= set(names)
     return Measured(torch.from_numpy(table.select(scores).to_numpy()).double() if has_scores else None, columns)
@@ -300,7 +301,7 @@ def same_target(measure: str, first: Arm, second: Arm) -> bool:
     """
     if measure.startswith("saliency:"):
         return first.attention == second.attention
-    if measure in ("cam:cc", "cam:sim", "grad_cam:cc", "grad_cam:sim"):
+    if measure.endswith((":cc", ":sim")):
         return all(first.config[key] == second.config[key] for key in ("preset", "sigma"))
     return True
 

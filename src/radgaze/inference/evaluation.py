@@ -30,7 +30,7 @@ from radgaze.errors import InputError
 from radgaze.files import atomic_path, read_json, write_json
 from radgaze.gaze import Gaze, detect_fixations, fixation_map
 from radgaze.inference.grad_cam import grad_cam as explain
-from radgaze.inference.localisation import Measured, cam_measures, localisation_section, per_study, true_classes
+from radgaze.inference.localisation import MAPS, Measured, cam_measures, localisation_section, per_study, true_classes
 from radgaze.inference.predict import predict_studies, probabilities
 from radgaze.inference.summaries import number, over_studies, with_interval
 from radgaze.measures import classification, saliency, statistics
@@ -54,7 +54,7 @@ class Evaluation:
         studies: ``(N,)`` rows of the cohort.
         probabilities: ``(N, C)``, empty without a class head.
         saliency: predictor (``"model"``, ``"mean map"``, ``"centre"``) to measure to ``(N,)`` values.
-        localisation: map (``"model"``, ``"grad-cam"``, ``"uniform"``) to measure to ``(N, C)`` values; empty without
+        localisation: map (``"model"``, ``"uniform"``, ...) to measure to ``(N, C)`` values; empty without
             either kind of map.
     """
 
@@ -421,7 +421,7 @@ def write_table(result: Evaluation, run: Run, cohort: Cohort, path: Path) -> Non
             columns[f"probability_{name}"] = result.probabilities[:, index].numpy()
     for name, values in result.saliency.get("model", {}).items():
         columns[name] = values.numpy()
-    for kind, prefix in {"model": "cam", "grad-cam": "grad_cam"}.items():
+    for kind, prefix in MAPS.items():
         for name, values in result.localisation.get(kind, {}).items():
             columns[f"{prefix}_{name}"] = per_study(values).numpy()
     with atomic_path(path) as partial:

@@ -2,8 +2,10 @@
 
 The true class's map, its class activation map (CAM) or its Grad-CAM, is measured on its own grid, as
 :mod:`radgaze.measures.localisation` defines it, against the union of the structures in which the cohort says the class
-shows itself, and by CC and SIM against the reader's gaze rendered on the same grid. A map of equal activation
-everywhere stands beside it: what pointing nowhere would score. A multi-label study has a value for each present class.
+shows itself, and by CC and SIM against the reader's gaze rendered on the same grid. So is the decision map, by how much
+the CAMs differ (:func:`radgaze.models.decision_map`; of a label among several, how far its CAM is from 0). A map of
+equal activation everywhere stands beside them: what pointing nowhere would score. A multi-label study has a value for
+each present class.
 """
 
 from __future__ import annotations
@@ -19,17 +21,21 @@ from torch import Tensor
 from radgaze.cohort import Cohort
 from radgaze.inference.summaries import over_studies
 from radgaze.measures import localisation, saliency
+from radgaze.models import decision_map
 from radgaze.training.attention import AttentionTarget
 
-__all__ = ["Measured", "cam_measures", "localisation_section", "per_study", "true_classes"]
+__all__ = ["MAPS", "Measured", "cam_measures", "localisation_section", "per_study", "true_classes"]
 
 THRESHOLD = 0.5  # of the CAM's maximum, for IoU
 TOLERANCE = 1  # cells around the peak: the 3x3 neighbourhood
 UNKNOWN = 255
 
+MAPS = {"model": "cam", "decision": "decision", "grad-cam": "grad_cam"}
+"""The maps, as ``report.json`` names them (``"model"`` is the network's own CAM), and as columns of tables do."""
+
 Measured = dict[str, dict[str, Tensor]]
-"""Map (``"model"``, ``"grad-cam"``, ``"uniform"``) to measure to ``(N, C)`` values, NaN where a class is not present or
-not mapped. ``"model"`` is the network's own CAM."""
+"""Map (one of :data:`MAPS`, or ``"uniform"``) to measure to ``(N, C)`` values, NaN where a class is not present or not
+mapped."""
 
 
 def cam_measures(
@@ -51,7 +57,9 @@ def cam_measures(
     rows, classes = true_classes(cohort.targets[list(studies)])
     found: dict[str, Tensor] = {}
     if cams is not None:
-        found["model"] = cams.float().cpu()[rows, classes]
+        cams, exclusive = cams.float().cpu(), cohort.task == "multiclass"
+        found["model"] = cams[rows, classes]
+        found["decision"] = decision_map(cams)[rows] if exclusive else cams[rows, classes].abs()
     if grad_cams is not None:
         found["grad-cam"] = grad_cams.float().cpu()
     if not found:

@@ -4,6 +4,16 @@ from radgaze.models.build import build, load_weights, parameters, save_weights
 from radgaze.models.gaze_cam import GazeCAM
 from radgaze.models.mt_unet import MTUNet
 from radgaze.models.network import Network
-from radgaze.models.output import Output
+from radgaze.models.output import Output, decision_map
 
-__all__ = ["GazeCAM", "MTUNet", "Network", "Output", "build", "load_weights", "parameters", "save_weights"]
+__all__ = [
+    "GazeCAM",
+    "MTUNet",
+    "Network",
+    "Output",
+    "build",
+    "decision_map",
+    "load_weights",
+    "parameters",
+    "save_weights",
+]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Output"]
+__all__ = ["Output", "decision_map"]
 
 
 class Output(NamedTuple):
@@ -36,3 +36,24 @@ class Output(NamedTuple):
             return None
         flat = self.saliency_logits.float().flatten(1)
         return torch.log_softmax(flat, dim=1).view(self.saliency_logits.shape)
+
+
+def decision_map(cams: Tensor, exclusive: bool = True) -> Tensor:
+    """Where a network decides: by how much its classes' activation maps differ at each cell.
+
+        D(i, j) = sqrt(mean_c (M_c - mean_c M_c)^2)        labels that do not exclude each other: sqrt(mean_c M_c^2)
+
+    This project's own. Softmax is blind to what all classes share, and so is D, while each M_c alone may be moved by
+    any map without changing a probability. It needs no label, and is never negative.
+
+    Args:
+        cams: ``(B, C, h, w)`` class activation maps.
+        exclusive: Whether a study has one class (softmax), or several labels (a sigmoid each).
+
+    Returns:
+        ``(B, h, w)`` float32.
+    """
+    maps = cams.float()
+    centred = maps - maps.mean(1, keepdim=True) if exclusive else maps
+    # a little under the root, whose slope at 0 is infinite: where the classes do not differ at all D is 1e-6
+    return (centred.square().mean(1) + 1e-12).sqrt()

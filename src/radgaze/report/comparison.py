@@ -56,7 +56,15 @@ HEADINGS = {
 }
 """The sections in page order: the context's key, which is also the anchor, and the heading."""
 
-HEADLINES = ("auc_macro", "ece", "saliency:cc", "cam:energy_inside", "cam:pointing_game", "grad_cam:energy_inside")
+HEADLINES = (
+    "auc_macro",
+    "ece",
+    "saliency:cc",
+    "decision:energy_inside",
+    "cam:energy_inside",
+    "cam:pointing_game",
+    "grad_cam:energy_inside",
+)
 """The measures drawn, as far as they exist; the tables have all of them."""
 
 FAMILIES = {
@@ -64,6 +72,7 @@ FAMILIES = {
     "auc": "AUC per class",
     "saliency": "Attention",
     "cam": "Class activation maps",
+    "decision": "Decision maps",
     "grad_cam": "Grad-CAM",
 }
 """Headings of the full table's parts, by the prefix of their measures."""

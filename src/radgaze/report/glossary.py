@@ -194,14 +194,15 @@ BASELINES: dict[str, str] = {
 }
 """Attention baselines by name: maps that never look at the image they are scored on."""
 
-LOCATED: dict[str, str] = {"model": "CAM", "grad-cam": "Grad-CAM"}
-"""What a class's maps in ``report["localisation"]`` are called: the network's own, and what Grad-CAM makes of it."""
+LOCATED: dict[str, str] = {"model": "CAM", "decision": "Decision map", "grad-cam": "Grad-CAM"}
+"""What the maps in ``report["localisation"]`` are called: the true class's own, the classes' difference, Grad-CAM."""
 
 
 PREFIXES: dict[str, tuple[str, str]] = {
     "auc": ("AUC", "Area under one class's ROC curve, that class against the rest."),
     "saliency": ("Attention", "The predicted attention map, against the attention target."),
     "cam": ("CAM", "The network's own class activation map of the true class."),
+    "decision": ("Decision map", "By how much the classes' activation maps differ: where the network decides."),
     "grad_cam": ("Grad-CAM", "The activation map that gradients give for the true class, for networks of any kind."),
 }
 """What a measure is taken of, by the prefix of its flat key (``cam:iou``): a name and a definition.

@@ -114,6 +114,7 @@ def localisation_context(report: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "groups": groups,
         "maps": [LOCATED[name] for name in maps],
+        "listed": listing([LOCATED[name] for name in maps]).replace(" Decision", " decision"),
         "structures": [(name, listing(found)) for name, found in structures.items()],
         "gaze": part.get("gaze"),
     }
