@@ -710,11 +710,13 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         shown.pop("grad_cam:energy_inside", None)
     seeds = f"{len(comparison['protocol']['seeds'])} seeds"
     title = f"{comparison['title']} — {comparison['split']} split, median and range of {seeds}"
-    table = Table("arm", "seeds", *shown.values(), title=title)
+    table = Table("arm", "measure", "median", "range", "seeds", title=title)  # long, so that it fits a narrow terminal
     for arm in arms:
-        finished = sum(run["status"] == "finished" for run in arm["runs"])
-        cells = [spread(arm["measures"].get(key)) for key in shown]
-        table.add_row(arm["name"], f"{finished} of {len(arm['runs'])}", *cells)
+        for place, key in enumerate(key for key in shown if key in arm["measures"]):
+            entry = arm["measures"][key]
+            spread = f"{entry['min']:.3f} to {entry['max']:.3f}" if entry["n"] > 1 else ""
+            counted = f"{entry['n']} of {len(arm['runs'])}"
+            table.add_row(arm["name"] if place == 0 else "", shown[key], f"{entry['median']:.3f}", spread, counted)
     tables.print(table)
     if pairs:
         table = Table("first minus second", "measure", "difference (95 % over patients)", "p, corrected", "over seeds")
@@ -734,14 +736,6 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         told = f"failed: {failed['arm']}, seed {failed['seed']}: {failed['error']} ({failed['log']})"
         messages.print(told, style="red", highlight=False, markup=False, soft_wrap=True)
     tables.print(f"Comparison: {comparison['path']}", soft_wrap=True)
-
-
-def spread(entry: Mapping[str, Any] | None) -> str:
-    if entry is None:
-        return "n/a"
-    if entry["n"] == 1:
-        return f"{entry['median']:.3f}"
-    return f"{entry['median']:.3f}\n{entry['min']:.3f}–{entry['max']:.3f}"  # two lines: six columns fit 80 characters
 
 
 def add_measures(table: Table, columns: Sequence[Mapping[str, Any]]) -> None:
