@@ -124,12 +124,15 @@ def phantom(data: Path, work: Path) -> dict[str, Any]:
     return compare(
         cohort,
         work / "compare" / "phantom",
-        ["classifier", "gg-cam"],
+        ["classifier", "gg-cam", "decision=gg-cam"],
         backbones=["resnet50"],
         train_studies=[756],
         seeds=3,
         settings={**RECIPE, "epochs": 20, "sigma": 12.6},  # 75.5 px of 3056 rows, in an image of 512
-        settings_of={"resnet50": RESNET},
+        settings_of={
+            "resnet50": RESNET,
+            "decision": {"objective": {"supervise": "decision", "log_sigma_attention": -2}},
+        },
     )
 
 
