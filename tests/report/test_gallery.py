@@ -70,6 +70,17 @@ def test_cams_share_one_scale_and_show_only_evidence_for_their_class() -> None:
     assert shift[0] > shift[1] > shift[2] == 0
 
 
+def test_decision_map_is_drawn_on_its_own_scale() -> None:
+    grey, decision = np.full((40, 50), 128, np.uint8), np.zeros((4, 5))
+    decision[2:] = 0.01  # small beside the CAM, and drawn as strongly as the CAM at its peak
+    study = studies(GalleryItem("s", "best", grey, cams={"a": np.full((4, 5), 8.0)}, decision=decision))
+    assert [picture["caption"] for picture in study["pictures"]] == ["Image", "Class activation: a", "Decision map"]
+    image, cam, drawn = (decoded(picture["source"]) for picture in study["pictures"])
+    inside, outside = drawn[35, 25] - image[35, 25], drawn[3, 25] - image[3, 25]
+    assert np.abs(inside).max() > 0.8 * np.abs(cam - image[..., None]).max()
+    assert np.abs(outside).max() <= 2
+
+
 def test_probabilities_that_exclude_each_other_name_a_prediction_and_others_do_not() -> None:
     single = studies(GalleryItem("s", "best", IMAGE, probabilities={"a": 0.7, "b": 0.3}, label="b"))
     assert (single["predicted"], single["right"]) == ("a", False)

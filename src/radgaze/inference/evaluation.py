@@ -34,7 +34,7 @@ from radgaze.inference.localisation import MAPS, Measured, cam_measures, localis
 from radgaze.inference.predict import predict_studies, probabilities
 from radgaze.inference.summaries import number, over_studies, with_interval
 from radgaze.measures import classification, saliency, statistics
-from radgaze.models import Network
+from radgaze.models import Network, decision_map
 from radgaze.report import GalleryItem, write_report
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.runs import Run
@@ -479,6 +479,9 @@ def make_gallery(
                     prediction=predicted[0].cpu().numpy() if predicted is not None and attention is not None else None,
                     cams=dict(zip(run.classes, output.cams[0].float().cpu().numpy(), strict=True))
                     if output.cams is not None
+                    else None,
+                    decision=decision_map(output.cams)[0].cpu().numpy()
+                    if output.cams is not None and cohort.task == "multiclass" and len(run.classes) > 1
                     else None,
                     probabilities=dict(zip(run.classes, result.probabilities[place].tolist(), strict=True))
                     if result.probabilities.numel()

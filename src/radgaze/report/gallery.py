@@ -30,8 +30,9 @@ class GalleryItem:
     """One study to show.
 
     ``image`` (h, w) is float in [0, 1], or an integer image over its type's full range. ``attention`` (the reader's, or
-    whatever target was trained for), ``prediction`` and the ``cams`` per class are maps on any grid covering the image,
-    in any normalisation; the two attention maps are shown on one common scale. ``fixations`` (N, 2) are columns and
+    whatever target was trained for), ``prediction``, the ``cams`` per class and the ``decision`` map (by how much the
+    cams differ) are maps on any grid covering the image, in any normalisation; the two attention maps are shown on one
+    common scale, the decision map on its own. ``fixations`` (N, 2) are columns and
     rows in pixels of ``image``. ``label`` is the true class, or a tuple of them for a multilabel study. ``scores`` are
     shown under their names in the glossary. Absent parts are None and are left out.
 
@@ -44,6 +45,7 @@ class GalleryItem:
     attention: NDArray[Any] | None = None
     prediction: NDArray[Any] | None = None
     cams: Mapping[str, NDArray[Any]] | None = None
+    decision: NDArray[Any] | None = None
     probabilities: Mapping[str, float] | None = None
     label: str | tuple[str, ...] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -130,6 +132,10 @@ def _pictures(item: GalleryItem, target: str, longest: int, quality: int) -> lis
         picture = figures.overlay(grey, cam, high=strongest, colours=figures.CAM_MAP, size=size)
         caption = f"Class activation: {name}" if (cam > 0).any() else f"Class activation: {name}, none positive"
         found.append((caption, f"Class activation map of {name} {over}", picture))
+    if item.decision is not None:
+        strongest = float(np.nanmax(item.decision, initial=0.0))
+        picture = figures.overlay(grey, item.decision, high=strongest, colours=figures.CAM_MAP, size=size)
+        found.append(("Decision map", f"Where the classes differ {over}", picture))
     return [
         {
             "caption": caption,
