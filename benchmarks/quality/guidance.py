@@ -26,7 +26,7 @@ from radgaze.cohort.phantom import make_phantom
 from radgaze.cohort.sources.egd_cxr import import_egd_cxr
 from radgaze.comparison import compare
 from radgaze.report.glossary import describe
-from radgaze.report.values import signed
+from radgaze.report.values import number, signed
 
 SIZE = 112
 PHANTOM_HEIGHT = 512
@@ -145,7 +145,9 @@ PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 
 
 def over_seeds(entry: dict[str, Any] | None) -> str:
-    return "–" if entry is None else f"{entry['median']:.3f} ({entry['min']:.3f}–{entry['max']:.3f})"
+    if entry is None:
+        return "–"
+    return f"{number(entry['median'])} ({number(entry['min'])} to {number(entry['max'])})"
 
 
 def pair_row(pair: dict[str, Any], key: str) -> list[str] | None:
