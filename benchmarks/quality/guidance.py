@@ -38,7 +38,7 @@ RECIPE = {
     "weight_decay": 0.01,
 }
 LUNGS = {**RECIPE, "attention": "mask:lungs"}
-# a quarter of the width, so that 60 trainings fit two cores, and stride 16, so that the CAM has 7x7 cells at 112 px
+# a quarter of the width, so that some 50 trainings fit two cores; stride 16, so that the CAM has 7x7 cells at 112 px
 RESNET = {"model": {"options": {"channels": [16, 32, 64, 128], "stem_width": 16, "output_stride": 16}}}
 EFFICIENTNET = {
     "model": {"options": {"channel_multiplier": 0.25, "depth_multiplier": 0.5, "output_stride": 16}},

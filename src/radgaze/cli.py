@@ -259,7 +259,7 @@ def shortcut(
     """Copy a cohort with a corner marker that gives the class away, except in the test split: a robustness test."""
     from radgaze.cohort import plant_shortcut
 
-    named = classes.split(",") if classes else None
+    named = parse_names(classes) if classes else None
     print_cohort(
         plant_shortcut(folder, out, rate=rate, test=test, size=size, classes=named, seed=seed),  # type: ignore[arg-type]
         as_json,
@@ -558,10 +558,11 @@ def parse_training_size(text: str) -> int | None:
 def parse_structures(pairs: list[str]) -> dict[str, list[str]]:
     structures = {}
     for pair in pairs:
-        name, equals, masks = pair.partition("=")
-        if not (name and equals and masks):
+        name, _, text = pair.partition("=")
+        masks = parse_names(text)
+        if not (name and masks):
             raise InputError(f"--structure {pair!r} is not CLASS=MASK[,MASK]; write for example pneumonia=lungs.")
-        structures[name] = masks.split(",")
+        structures[name] = masks
     return structures
 
 

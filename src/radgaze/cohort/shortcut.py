@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -32,7 +32,6 @@ TestMarkers = Literal["random", "absent", "swapped"]
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 WHITE = 65535
 MARGIN = 0.02  # of the image's shorter side, between the marker and the edge
-CHUNK = 256  # images held in memory at once
 
 
 def plant_shortcut(
@@ -77,9 +76,8 @@ def plant_shortcut(
         shutil.rmtree(finished, ignore_errors=True)  # of a try that was killed; seconds of work
         finished.mkdir()
         for name in cohort.meta["checksums"]:
-            if name not in ("images.npy", "studies.parquet"):
-                shutil.copyfile(cohort.path / name, finished / name)
-        write_images(cohort, markers, chosen, size, finished / "images.npy")
+            shutil.copyfile(cohort.path / name, finished / name)
+        draw_on_images(cohort, markers, size, finished / "images.npy")
         names = [chosen[markers[row]] if markers[row] >= 0 else None for row in cohort.studies["image_row"]]
         cohort.studies.with_columns(attr_marker=pl.Series(names, dtype=pl.String)).write_parquet(
             finished / "studies.parquet"
@@ -132,17 +130,13 @@ def draw_markers(
     return markers
 
 
-def write_images(cohort: Cohort, markers: NDArray[np.int64], classes: Sequence[str], size: float, path: Path) -> None:
-    images: Any = np.lib.format.open_memmap(path, "w+", cohort.images.dtype, cohort.images.shape)
-    corners = {}
-    for study in cohort:
-        corners[study.image_row] = marked_pixels(study.source_size, study.grid, size)
-    for start in range(0, len(images), CHUNK):
-        images[start : start + CHUNK] = cohort.images[start : start + CHUNK]
-    for image, marker in enumerate(markers):
-        if marker >= 0:
-            rows, columns = corners[image][marker]
-            images[image, rows, columns] = WHITE
+def draw_on_images(cohort: Cohort, markers: NDArray[np.int64], size: float, path: Path) -> None:
+    """Draw the markers into ``path``, a copy of the cohort's ``images.npy``."""
+    images = np.load(path, mmap_mode="r+")
+    for study in cohort:  # readings of one image draw the same marker again
+        if markers[study.image_row] >= 0:
+            rows, columns = marked_pixels(study.source_size, study.grid, size)[markers[study.image_row]]
+            images[study.image_row, rows, columns] = WHITE
     images.flush()
 
 
