@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from radgaze.errors import InputError, RadgazeError
     from radgaze.gaze import Gaze, Grid, detect_fixations, render, render_batch
     from radgaze.inference import evaluate
+    from radgaze.simplification import simplify
     from radgaze.training import Run, fit
 
 __version__ = version("radgaze")
@@ -48,6 +49,7 @@ __all__ = [
     "redundancy",
     "render",
     "render_batch",
+    "simplify",
 ]
 
 # Resolved on first use: `radgaze --help` and the pixel workers of an import need no torch.
@@ -61,6 +63,7 @@ HOMES = {
     "errors": ["InputError", "RadgazeError"],
     "gaze": ["Gaze", "Grid", "detect_fixations", "render", "render_batch"],
     "inference": ["evaluate"],
+    "simplification": ["simplify"],
     "training": ["Run", "fit"],
 }
 HOME_OF = {name: home for home, names in HOMES.items() for name in names}

@@ -487,6 +487,87 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: radgaze simplify runs/first --out runs/small --max-auc-drop 0.005 --target-params 128000")
+def simplify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run that was trained with labels.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it becomes the run of the smaller network.")],
+    max_auc_drop: Annotated[
+        float, typer.Option(help="By how much the macro AUC on the validation split may fall below the run's.")
+    ] = 0.005,
+    target_params: Annotated[
+        int | None, typer.Option(help="Stop at so many parameters; without, when nothing shrinks any more.")
+    ] = None,
+    guide: Annotated[str, typer.Option(help="krm, or a rival: uniform, random, l1, fpgm, taylor.")] = "krm",
+    start: Annotated[
+        str, typer.Option(help="fresh (new weights, ResNets only) or inherited (the kept kernels' weights).")
+    ] = "fresh",
+    ratio: Annotated[float, typer.Option(help="Each step aims at 1 / RATIO of the parameters.")] = 8.0,
+    tau: Annotated[
+        float | None, typer.Option(help="krm: one threshold for all steps; by default the least that reaches the aim.")
+    ] = None,
+    block_tau: Annotated[
+        float, typer.Option(help="krm: residual blocks that change what is perceived by less go.")
+    ] = 0.05,
+    images: Annotated[int, typer.Option(help="Probe images, from the training split.")] = 16,
+    difference: Annotated[str, typer.Option(help="krm: mssim, pearson, rmse or rmse-z.")] = "mssim",
+    distill: Annotated[bool, typer.Option(help="Also learn from the large network's class scores.")] = True,
+    views: Annotated[int, typer.Option(help="Augmented views of each study that the large network scores.")] = 8,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each training; the run's by default.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other training setting, KEY=VALUE, e.g. batch_size=32.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on where an earlier call was stopped.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make a trained network smaller by the redundancy of its kernels, as long as it diagnoses as well.
+
+    Every network that is tried is a run folder under OUT/steps; what was removed and why is in OUT/simplification.json.
+    """
+    from radgaze.simplification import simplify
+
+    settings: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    for pair in setting or []:
+        place(settings, *parse_setting(pair))
+    log = simplify(
+        run,
+        out,
+        max_auc_drop=max_auc_drop,
+        target_params=target_params,
+        guide=guide,
+        start=start,
+        ratio=ratio,
+        tau=tau,
+        block_tau=block_tau,
+        images=images,
+        difference=difference,
+        distill=distill,
+        views=views,
+        settings=settings,
+        resume=resume,
+        progress=not quiet,
+    )
+    if as_json:
+        print_json(log)
+        return
+    table = Table("step", "from", "parameters", "threshold" if guide == "krm" else "share", "validation AUC", "")
+    table.add_row("–", "", f"{log['base']['parameters']:,}", "", f"{log['base']['auc']:.4f}", "the run")
+    for step in log["steps"]:
+        dial = step.get("tau", step.get("share"))
+        verdict = "accepted" if step["accepted"] else "rejected"
+        table.add_row(
+            step["step"], step["from"] or "–", f"{step['parameters']:,}", f"{dial:g}", f"{step['auc']:.4f}", verdict
+        )
+    tables.print(table)
+    tables.print(f"Ended: {log['ended']}.")
+    if log["accepted"] is None:
+        tables.print(
+            "No smaller network was accepted: allow a larger --max-auc-drop, more --epochs or a smaller --ratio."
+        )
+        raise typer.Exit(1)
+    tables.print(f"{out} holds step {log['accepted']}. Next: radgaze evaluate {out}")
+
+
 @app.command(epilog="Example: radgaze demo --out demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the cohort and the run.")] = Path("demo"),

@@ -28,7 +28,7 @@ decide by them wherever it likes; D is zero only where no class gains on another
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ from radgaze.models.output import Output, decision_map
 __all__ = [
     "CamLoss",
     "ClassifierObjective",
+    "Distilled",
     "GazeCAMObjective",
     "MTUNetObjective",
     "Scheme",
@@ -48,6 +49,7 @@ __all__ = [
     "Term",
     "cam_loss",
     "class_loss",
+    "distillation_loss",
     "saliency_kld",
     "seen_as_attention",
     "supervised_cam",
@@ -385,3 +387,67 @@ class ClassifierObjective(nn.Module):
 
     def scalars(self) -> dict[str, float]:
         return {}
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float, exclusive: bool = True) -> Tensor:
+    """How far class scores are from a teacher's, both softened: ``T^2 KL(teacher / T || logits / T)``.
+
+    Hinton, Vinyals, Dean, arXiv 1503.02531. The square keeps the gradient's size whatever the temperature.
+
+    Args:
+        logits, teacher: ``(B, C)`` class scores before softmax or sigmoid.
+        temperature: ``T``, above 0.
+        exclusive: Whether a study has one class (softmax), or several labels (the mean over a sigmoid each).
+
+    Returns:
+        ``(B,)`` in nats, not negative; 0 where both say the same.
+    """
+    logits, teacher = logits.float() / temperature, teacher.float() / temperature
+    if exclusive:
+        expected, said = teacher.log_softmax(1), logits.log_softmax(1)
+        divergence = (expected.exp() * (expected - said)).sum(1)
+    else:
+        p = teacher.sigmoid()
+        yes = F.logsigmoid(teacher) - F.logsigmoid(logits)
+        no = F.logsigmoid(-teacher) - F.logsigmoid(-logits)
+        divergence = (p * yes + (1 - p) * no).mean(1)
+    return temperature**2 * divergence
+
+
+class Distilled(nn.Module):
+    """Another objective whose class term is shared between the labels and a teacher's scores.
+
+        L_c = (1 - w) CE(label) + w T^2 KL(teacher / T || logits / T)
+
+    A study without a label learns from the teacher alone; a batch without scores (validation) from the labels alone.
+
+    Args:
+        objective: The objective of the run's method.
+        weight: ``w`` in [0, 1].
+        temperature: ``T``, above 0.
+    """
+
+    def __init__(self, objective: Any, weight: float, temperature: float) -> None:
+        super().__init__()
+        self.objective, self.weight, self.temperature = objective, weight, temperature
+        self.needs_attention: bool = objective.needs_attention
+        self.needs_labels: bool = objective.needs_labels
+
+    def terms(self, output: Output, batch: Any) -> dict[str, Term]:
+        terms: dict[str, Term] = self.objective.terms(output, batch)
+        if batch.teacher is None:
+            return terms
+        assert output.logits is not None
+        of_teacher = distillation_loss(output.logits, batch.teacher, self.temperature, batch.targets.ndim == 1)
+        of_labels = terms["class"].values
+        values = (1 - self.weight) * of_labels + self.weight * of_teacher
+        return {**terms, "class": Term(values, torch.ones_like(values, dtype=torch.bool))}
+
+    def combine(self, means: dict[str, Tensor]) -> Tensor:
+        return self.objective.combine(means)
+
+    def predicted_attention(self, output: Output, batch: Any) -> Tensor | None:
+        return self.objective.predicted_attention(output, batch)
+
+    def scalars(self) -> dict[str, float]:
+        return self.objective.scalars()

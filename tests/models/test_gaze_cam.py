@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from radgaze.errors import InputError
 from radgaze.models import GazeCAM
-from radgaze.models.gaze_cam import CAMHead, feature_map, timm_backbone
+from radgaze.models.backbones import feature_map, make_backbone
+from radgaze.models.gaze_cam import CAMHead
 from tests.models.tester import NetworkTester
 
 
@@ -71,7 +72,7 @@ def test_head_keeps_float32_under_autocast(network: GazeCAM) -> None:
 )
 def test_named_backbones(name: str, channels: int, parameters: int) -> None:
     """torchvision's counts, 25,557,032 and 21,458,488, less classifier and two input channels' taps."""
-    backbone = timm_backbone(name, 1, None)
+    backbone = make_backbone(name, 1, None)
     assert sum(parameter.numel() for parameter in backbone.parameters()) == parameters
     assert feature_map(backbone, name, 1) == (channels, 32)
 
@@ -109,7 +110,7 @@ def test_bad_settings(arguments: dict[str, int]) -> None:
 
 
 def test_local_weights(tmp_path: Path) -> None:
-    colour = timm_backbone("resnet10t", 3, None).state_dict()
+    colour = make_backbone("resnet10t", 3, None).state_dict()
     state = {key: torch.randn_like(value) if value.is_floating_point() else value for key, value in colour.items()}
     file = tmp_path / "resnet10t.safetensors"
     save_file({**state, "fc.weight": torch.zeros(10, 512)}, file)

@@ -28,20 +28,27 @@ def build(config: Mapping[str, Any]) -> Network:
     """The network that ``config`` describes, with fresh weights.
 
     Args:
-        config: ``{"name": "mt-unet", "num_classes": 3, ...}``; every other key is an argument of that network.
+        config: ``{"name": "mt-unet", "num_classes": 3, ...}``; every other key is an argument of that network, but for
+            ``"widths"``: the channels of its groups where they are fewer (:func:`radgaze.models.channels.set_widths`).
 
     Raises:
         InputError: Missing or unknown name, or a key the network does not take.
     """
     arguments = dict(config)
-    name = arguments.pop("name", None)
+    name, widths = arguments.pop("name", None), arguments.pop("widths", None)
     if name not in NETWORKS:
         raise InputError(f"There is no network {name!r}: {nearest(str(name), NETWORKS)}")
     known = set(inspect.signature(NETWORKS[name]).parameters)
     for key in arguments:
         if key not in known:
             raise InputError(f"The network {name!r} takes no setting {key!r}: {nearest(key, known)}")
-    return NETWORKS[name](**arguments)
+    network = NETWORKS[name](**arguments)
+    if widths:
+        from radgaze.models.channels import set_widths  # heavy: only simplified networks pay for it
+
+        set_widths(network, widths)
+        network.config["widths"] = dict(widths)
+    return network
 
 
 def parameters(model: nn.Module) -> int:

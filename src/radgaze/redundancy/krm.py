@@ -165,13 +165,13 @@ def measure(
         raise InputError(f"after is {after!r}: {nearest(str(after), get_args(After))}")
     compare = find_difference(difference)
     convs = _choose(model, layers)
-    _check_weights(model)
-    _check_images(images)
+    check_weights(model)
+    check_images(images)
 
     like = next(model.parameters())
     probes = [image[None].to(like.device, like.dtype) for image in images]
-    sums = {name: _Sum(compare) for name in convs}
-    with _evaluating(model), torch.no_grad():
+    sums = {name: MeanDifference(compare) for name in convs}
+    with evaluating(model), torch.no_grad():
         chains = read_chains(model, probes[0], convs, after)
         for number, probe in enumerate(probes):
 
@@ -200,8 +200,15 @@ def measure(
     )
 
 
-class _Sum:
-    """Differences of one layer's kernels, added up over its outputs."""
+class MeanDifference:
+    """Differences of one layer's kernels, added up over its outputs.
+
+    Attributes:
+        difference: (K, K) their sum, on the outputs' device.
+        dead: (K,) bool, constant on every output so far.
+        outputs: how many were added.
+        size: (h, w) of the last one.
+    """
 
     def __init__(self, compare: Difference) -> None:
         self.compare = compare
@@ -235,17 +242,22 @@ class _Sum:
                 self.dead &= constant
             self.outputs += 1
 
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """(K, K) D, the mean over the outputs."""
+        return (self.difference / self.outputs).cpu().numpy()
+
 
 def _layer(
     name: str,
     module: nn.Module,
-    total: _Sum,
+    total: MeanDifference,
     taken: tuple[tuple[str, ...], ...],
     tau: float,
     taus: Sequence[float],
     keep_difference: bool,
 ) -> LayerRedundancy:
-    difference = total.difference.div_(total.outputs).cpu().numpy()
+    difference = total.mean
     dead = total.dead.cpu().numpy()
     cover = distinct_kernels(difference, tau, dead)
     return LayerRedundancy(
@@ -295,13 +307,13 @@ def _choose(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
     return {name: module for name, module in convs.items() if name in chosen}
 
 
-def _check_weights(model: nn.Module) -> None:
+def check_weights(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"The model's {name!r} has NaN or infinite values: load weights that were trained without")
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.numel() == 0:
         raise InputError(f"images have shape {tuple(images.shape)}, expected (N, C, H, W): stack the probe images")
     if len(images) < 2:
@@ -319,7 +331,7 @@ def _check_images(images: Tensor) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

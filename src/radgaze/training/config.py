@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radgaze.errors import InputError, nearest
 
-__all__ = ["Augmentation", "RunConfig"]
+__all__ = ["Augmentation", "Distillation", "RunConfig"]
 
 
 class Strict(BaseModel):
@@ -28,6 +28,7 @@ class Augmentation(Strict):
     flip: bool = False  # left-right, with probability 1/2
     gamma: float = Field(default=0.15, ge=0, lt=1)  # exponent exp(uniform +-) on the image in [0, 1]
     gain: float = Field(default=0.1, ge=0, lt=1)  # relative brightness, uniform in +-
+    views: int | None = Field(default=None, ge=1)  # changes of a study before the first comes again; None: never
 
     @classmethod
     def none(cls) -> Augmentation:
@@ -43,6 +44,19 @@ class Augmentation(Strict):
         return bool(self.gamma or self.gain)
 
 
+class Distillation(Strict):
+    """A trained run's class scores, learned beside the labels (Hinton, Vinyals, Dean, arXiv 1503.02531).
+
+    The teacher sees the very images that its pupil sees. With ``augmentation.views`` it looks at each view once, and
+    its scores are kept; without, it runs at every step.
+    """
+
+    teacher: str  # its run folder
+    weight: float = Field(default=0.5, ge=0, le=1)  # of the teacher's scores; the labels have the rest
+    temperature: float = Field(default=2.0, gt=0)
+    scores: str | None = None  # a .safetensors file that runs with the same teacher, seed and views share
+
+
 class RunConfig(Strict):
     """Everything that decides a run's outcome, apart from the cohort. The defaults are MT-UNet's, as published."""
 
@@ -50,6 +64,8 @@ class RunConfig(Strict):
     recipe: str | None = None  # the method's named settings this run started from; all of them stand below
     model: dict[str, Any] = Field(default_factory=dict)  # arguments of the network; classes come from the cohort
     objective: dict[str, Any] = Field(default_factory=dict)  # arguments of the objective
+    initial_weights: str | None = None  # a .safetensors file of the whole network; None starts from the seed
+    distill: Distillation | None = None
 
     attention: str = "gaze"  # gaze | mask:NAME | boxes | none
     preset: str = "mt-unet"  # how gaze is rendered, see radgaze.gaze.PRESETS
@@ -96,7 +112,8 @@ class RunConfig(Strict):
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                fields = Augmentation.model_fields if where.startswith("augmentation.") else cls.model_fields
+                parts: dict[str, type[Strict]] = {"augmentation": Augmentation, "distill": Distillation}
+                fields = parts.get(where.split(".")[0], cls).model_fields if "." in where else cls.model_fields
                 hint = nearest(where.split(".")[-1], fields)
                 raise InputError(f"There is no training setting {where!r}: {hint}") from None
             message = problem["msg"].lower()

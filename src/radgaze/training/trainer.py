@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ from radgaze.cohort import Cohort
 from radgaze.errors import InputError, RadgazeError
 from radgaze.files import folder_lock, write_json
 from radgaze.measures import classification, saliency
-from radgaze.models import Network, Output, build, parameters
+from radgaze.models import Network, Output, build, load_weights, parameters
 from radgaze.models.build import save_tensors
+from radgaze.objectives import Distilled
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.config import RunConfig
 from radgaze.training.data import Batch, Batches, CohortDataset, loader, training_studies
+from radgaze.training.distillation import Teacher, open_teacher
 from radgaze.training.methods import Objective, find_method, network_config, resolve
 from radgaze.training.runs import Checkpoint, Run, TrainingState, environment
 from radgaze.training.schedule import one_cycle
@@ -106,6 +108,9 @@ def plan_training(cohort: Cohort, method: str, settings: Mapping[str, Any]) -> P
     objective = make_objective(config)
     attention = AttentionTarget(config.attention, config.preset, config.sigma)
     check_trainable(cohort, config, objective, attention)
+    if config.distill is not None:
+        open_teacher(config, cohort)
+        objective = Distilled(objective, config.distill.weight, config.distill.temperature)
     content = {
         "radgaze": 1,
         "run": config.dump(),
@@ -129,6 +134,8 @@ def build_network(plan: Plan, cohort: Cohort) -> Network:
     torch.manual_seed(plan.config.seed)
     network = build(plan.content["network"])
     network.attention_size(cohort.size)
+    if plan.config.initial_weights is not None:
+        load_weights(network, Path(plan.config.initial_weights))
     plan.content["network"] = network.config
     plan.content["parameters"] = parameters(network)
     return network
@@ -262,6 +269,12 @@ class Trainer:
         # Fabric's wrapper handles devices and precision; the plain learner is what is saved
         self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.learner, self.optimizer)
 
+        self.teacher: Teacher | None = None
+        if config.distill is not None:
+            studies = len(training_studies(cohort, config))
+            teacher = open_teacher(config, cohort)
+            self.teacher = Teacher(teacher, config, cohort, studies, self.fabric.device, self.precision)
+
         self.attention_size = network.attention_size(cohort.size)
         target = attention if objective.needs_attention else None
         self.train_loader, self.train_batches = self.make_loader(training_studies(cohort, config), target, True)
@@ -356,6 +369,8 @@ class Trainer:
         if self.fabric.is_global_zero:
             self.checkpoint.save(self.state, self.learner, self.optimizer)
             self.checkpoint.metrics_csv(self.state, self.out / "metrics.csv")
+            if self.teacher is not None:
+                self.teacher.save()
         self.fabric.barrier()
 
     def publish(self) -> None:
@@ -378,6 +393,8 @@ class Trainer:
         self.wrapped_optimizer.zero_grad()
         for step, batch in enumerate(self.train_loader):
             batch = batch.to(self.fabric.device, config.channels_last)
+            if self.teacher is not None:
+                batch = replace(batch, teacher=self.teacher.scores(batch, self.state.epoch))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(step)
             last_of_group = (step + 1) % config.accumulate == 0 or step + 1 == batches
