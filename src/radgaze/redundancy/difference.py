@@ -46,6 +46,8 @@ C1, C2 = 0.01**2, 0.03**2
 # cache; a GPU wants long kernels instead. Kernels lie innermost in memory, so a block is wide enough to vectorise.
 _CPU_BLOCK, _GPU_BLOCK = 1 << 19, 1 << 26
 _CPU_COLUMNS, _GPU_COLUMNS = 128, 1024
+# Up to so many windows a map, the pixels of each are multiplied out; beyond, filtering in two steps costs less.
+_FEW_WINDOWS = 16
 # Rows of the banded matrix multiplied at once: few skip more of the zeros beside the band, many use the GEMM better.
 _BAND_ROWS = 24
 
@@ -170,6 +172,43 @@ def _as_difference(values: Tensor) -> Tensor:
 
 
 def _mssim(maps: Tensor) -> Tensor:
+    windows = math.prod(max(1, side - TAPS + 1) for side in maps.shape[1:])
+    return _window_by_window(maps) if windows <= _FEW_WINDOWS else _product_by_product(maps)
+
+
+def _window_by_window(maps: Tensor) -> Tensor:
+    """Small maps: under one window, the covariances of all pairs are one matrix product of the weighted pixels."""
+    kernels, height, width = maps.shape
+    taps = [_window(side) for side in (height, width)]
+    weights = torch.outer(*taps).to(maps).flatten()
+    patches = maps.unfold(1, len(taps[0]), 1).unfold(2, len(taps[1]), 1).reshape(kernels, -1, len(weights))
+    patches = patches.transpose(0, 1)  # (windows, K, pixels)
+    luminance = patches @ weights
+    # about each window's own mean: a difference of large products would lose the digits of a small covariance
+    contrast = (patches - luminance[..., None]) * weights.sqrt()
+    luminance_power, contrast_power = luminance.square() + C1 / 2, contrast.square().sum(-1) + C2 / 2
+    on_cpu = maps.device.type == "cpu"
+    columns = min(kernels, _CPU_COLUMNS if on_cpu else _GPU_COLUMNS)
+    rows = max(1, min(kernels, (_CPU_BLOCK if on_cpu else _GPU_BLOCK) // (columns * len(patches))))
+    similarity = maps.new_zeros(kernels, kernels)
+
+    def strip(top: int) -> None:
+        a = slice(top, min(top + rows, kernels))
+        for left in range(top, kernels, columns):
+            b = slice(left, min(left + columns, kernels))
+            block = (contrast[:, a] @ contrast[:, b].mT).mul_(2).add_(C2)
+            block.mul_((luminance[:, a, None] * (2 * luminance[:, None, b])).add_(C1))
+            block.div_(luminance_power[:, a, None] + luminance_power[:, None, b])
+            block.div_(contrast_power[:, a, None] + contrast_power[:, None, b])
+            similarity[a, b] = block.mean(0)
+
+    _each(strip, range(0, kernels, rows), on_cpu)
+    similarity = similarity.triu(1)
+    return (similarity + similarity.T).fill_diagonal_(1)
+
+
+def _product_by_product(maps: Tensor) -> Tensor:
+    """Maps of any size: the products of all pairs, filtered."""
     kernels, height, width = maps.shape
     on_cpu = maps.device.type == "cpu"
     columns = min(kernels, _CPU_COLUMNS if on_cpu else _GPU_COLUMNS)
@@ -253,11 +292,17 @@ class _Band(NamedTuple):
     outputs: slice
 
 
-def _bands(pixels: int, like: Tensor) -> list[_Band]:
+def _window(pixels: int) -> Tensor:
+    """(taps,) float64 with sum 1, for an axis of so many pixels."""
     taps = min(TAPS, pixels)
     distance = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
     window = torch.exp(-(distance**2) / (2 * SIGMA**2))
-    window /= window.sum()
+    return window / window.sum()
+
+
+def _bands(pixels: int, like: Tensor) -> list[_Band]:
+    window = _window(pixels)
+    taps = len(window)
     windows = pixels - taps + 1
     bands = []
     for start in range(0, windows, _BAND_ROWS):

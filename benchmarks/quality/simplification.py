@@ -1,0 +1,201 @@
+"""A ResNet50 of 23.5 million parameters against what is left of it: kernel redundancy and its rivals, over seeds.
+
+    python benchmarks/quality/simplification.py --data FOLDER --work FOLDER [--arms krm,...] [--params 128000,...]
+
+--data holds the images.csv, images.zip and lung_masks.zip of Kermany et al. For each seed a ResNet50 is trained from
+scratch; then every arm makes it smaller with `radgaze simplify`, to the same number of parameters, with the same budget
+of training and the same teacher. Which weights an arm starts from (fresh, or inherited) was chosen on the validation
+split. Finished steps are kept in the work folder, so an interrupted benchmark goes on where it stopped. Prints the
+tables of docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from radgaze.models.size import macs
+
+from common import lookup, markdown, train_and_evaluate
+from kermany import paired_difference, prepare
+from radgaze.cohort import Cohort
+from radgaze.files import read_json
+from radgaze.inference import evaluate
+from radgaze.simplification import simplify
+from radgaze.training import Run
+
+SIZE = 112
+RECIPE = {
+    "batch_size": 16,
+    "learning_rate": 2e-3,
+    "schedule": "one-cycle",
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "monitor": "val_auc_macro",
+}
+# stride 16, so that the CAM has 7x7 cells at 112 px
+LARGE = {**RECIPE, "model": {"backbone": "resnet50", "options": {"output_stride": 16}}, "epochs": 12}
+SMALL = {"epochs": 24}
+ANY = 1.0  # every size is measured, whether it would be accepted or not
+
+
+@dataclass(frozen=True)
+class Arm:
+    guide: str
+    start: str
+    ratio: float = 1e6  # one pass
+
+
+ARMS = {
+    "krm": Arm("krm", "fresh"),
+    "krm-inherited": Arm("krm", "inherited"),
+    "uniform": Arm("uniform", "fresh"),
+    "random": Arm("random", "fresh"),
+    "l1": Arm("l1", "inherited"),
+    "fpgm": Arm("fpgm", "inherited"),
+    "taylor": Arm("taylor", "inherited"),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One simplification, or the large network itself (``arm`` None)."""
+
+    cohort: Path
+    work: Path
+    seed: int
+    arm: str | None = None
+    params: int | None = None
+
+    @property
+    def large(self) -> Path:
+        return self.work / "large" / f"seed{self.seed}"
+
+    @property
+    def run(self) -> Path:
+        return self.large if self.arm is None else self.work / "small" / f"{self.arm}-{self.params}-seed{self.seed}"
+
+
+def work_on(task: Task) -> Task:
+    """Train and measure one network, or find it finished."""
+    torch.set_num_threads(1)
+    if task.arm is None:
+        train_and_evaluate(Cohort.open(task.cohort), task.run, "classifier", {**LARGE, "seed": task.seed})
+    elif not (task.run / "report.json").exists():
+        arm = ARMS[task.arm]
+        # the teacher's scores of the augmented images are the same for all arms of a seed
+        scores = str(task.work / "large" / f"scores-seed{task.seed}.safetensors")
+        simplify(
+            task.large,
+            task.run,
+            guide=arm.guide,
+            start=arm.start,
+            ratio=arm.ratio,
+            target_params=task.params,
+            max_auc_drop=ANY,
+            settings={**SMALL, "distill": {"scores": scores}},
+            resume=True,
+            progress=False,
+        )
+        evaluate(task.run, progress=False)
+    return task
+
+
+def do(tasks: Iterable[Task], jobs: int) -> list[Task]:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        return list(pool.map(work_on, tasks))
+
+
+def latency(run: Run) -> float:
+    """Milliseconds for one image on one thread, median of 30, in PyTorch without any export."""
+    network = run.network()
+    image = torch.rand(1, 1, *run.size)
+    times = []
+    with torch.inference_mode():
+        for _ in range(35):
+            started = time.perf_counter()
+            network(image)
+            times.append(time.perf_counter() - started)
+    return 1000 * median(times[5:])
+
+
+def report_of(task: Task) -> dict[str, Any]:
+    report: dict[str, Any] = read_json(task.run / "report.json", "a report")
+    return report
+
+
+def weights_of(task: Task) -> Path:
+    return task.run / "weights.safetensors"
+
+
+def spread(values: Sequence[float], form: str = ".3f") -> str:
+    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
+
+
+def row(cohort: Cohort, name: str, tasks: Sequence[Task], large: Sequence[Task]) -> list[str]:
+    reports, runs = [report_of(task) for task in tasks], [Run.open(task.run) for task in tasks]
+    difference = paired_difference(cohort, [task.run for task in tasks], [task.run for task in large], "auc_macro")
+    own = tasks[0].arm is None
+    return [
+        name,
+        spread([run.content["parameters"] for run in runs], ",.0f"),
+        spread([macs(run.network(), run.size) / 1e6 for run in runs], ",.1f"),
+        spread([best_validation(run) for run in runs]),
+        spread([lookup(report, ("classification", "auc_macro"))["value"] for report in reports]),
+        "" if own else f"{float(difference.value):+.4f} [{float(difference.low):+.4f}, {float(difference.high):+.4f}]",
+        spread([lookup(report, ("localisation", "model", "energy_inside"))["mean"] for report in reports]),
+    ]
+
+
+def best_validation(run: Run) -> float:
+    return max(float(epoch["val_auc_macro"]) for epoch in run.history)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", default="krm,uniform,random,l1,fpgm,taylor")
+    parser.add_argument("--params", default="128000,64000,32000")
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    cohort = prepare(arguments.data, arguments.work / "kermany", SIZE)
+    seeds, arms = range(arguments.seeds), arguments.arms.split(",")
+    sizes = [int(text) for text in arguments.params.split(",")]
+
+    large = do([Task(cohort.path, arguments.work, seed) for seed in seeds], arguments.jobs)
+    small = do(
+        [Task(cohort.path, arguments.work, seed, arm, size) for size in sizes for seed in seeds for arm in arms],
+        arguments.jobs,
+    )
+    header = ["network", "parameters", "MACs, millions", "AUC, validation", "AUC, test", "test AUC − large"]
+    rows = [row(cohort, "ResNet50", large, large)]
+    for size in sizes:
+        for arm in arms:
+            tasks = [task for task in small if task.arm == arm and task.params == size]
+            rows.append(row(cohort, f"{arm}, {size // 1000} k", tasks, large))
+    print(markdown([*header, "CAM, energy in the lungs"], rows))
+    print()
+    timed = [("ResNet50", large[0]), *((f"{task.arm}, {task.params:,}", task) for task in small if task.seed == 0)]
+    print(
+        markdown(
+            ["network, seed 0", "weights, kB", "ms an image, one thread"],
+            [
+                [name, f"{weights_of(task).stat().st_size / 1e3:,.0f}", f"{latency(Run.open(task.run)):.1f}"]
+                for name, task in timed
+            ],
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
