@@ -218,7 +218,7 @@ def test_a_rival_is_told_as_itself(show: Show, log: dict[str, Any], guide: str, 
     assert "2212.00272" not in page.text
     assert "residual block went" not in page.text
     assert "were dead" not in page.text
-    assert "weights of the kernels that stay" in page.text
+    assert "weights of the kernels that stay. Everything" in page.text
     assert "run’s scores" not in page.text
     assert shlex.split(page.text[page.text.index("radgaze simplify") :])[:4] == ["radgaze", "simplify", "RUN", "--out"]
     assert "--block-tau" not in page.text

@@ -502,7 +502,8 @@ def _method(log: Mapping[str, Any]) -> dict[str, Any] | None:
     else:
         told["What stays"] = GUIDES.get(guide, ("", guide))[1]
     if arguments.get("start") == "inherited":
-        training = "It starts from the weights of the kernels that stay, with those that go merged into their stand-ins"
+        merged = ", with those that go merged into the most similar that stay" if guide == "krm" else ""
+        training = f"It starts from the weights of the kernels that stay{merged}"
     else:
         training = "Only the structure is kept: it starts from new weights"
     if arguments.get("distill"):
