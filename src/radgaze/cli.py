@@ -522,7 +522,8 @@ def simplify(
 ) -> None:
     """Make a trained network smaller by the redundancy of its kernels, as long as it diagnoses as well.
 
-    Every network that is tried is a run folder under OUT/steps; what was removed and why is in OUT/simplification.json.
+    Every network that is tried is a run folder under OUT/steps; what was removed and why is in OUT/simplification.html
+    and, for machines, in OUT/simplification.json.
     """
     from radgaze.simplification import simplify
 
@@ -560,6 +561,7 @@ def simplify(
         )
     tables.print(table)
     tables.print(f"Ended: {log['ended']}.")
+    tables.print(f"Simplification: {log['path']}", soft_wrap=True)
     if log["accepted"] is None:
         tables.print(
             "No smaller network was accepted: allow a larger --max-auc-drop, more --epochs or a smaller --ratio."

@@ -5,6 +5,7 @@ from radgaze.models.gaze_cam import GazeCAM
 from radgaze.models.mt_unet import MTUNet
 from radgaze.models.network import Network
 from radgaze.models.output import Output, decision_map
+from radgaze.models.size import macs
 
 __all__ = [
     "GazeCAM",
@@ -14,6 +15,7 @@ __all__ = [
     "build",
     "decision_map",
     "load_weights",
+    "macs",
     "parameters",
     "save_weights",
 ]

@@ -39,6 +39,7 @@ __all__ = [
     "PALETTE",
     "SERIES_COUNT",
     "Curve",
+    "Tried",
     "colour_bar",
     "data_uri",
     "interval_mark",
@@ -53,6 +54,7 @@ __all__ = [
     "series_dash",
     "size_panel",
     "to_uint8",
+    "trade_plot",
 ]
 
 Pixels = NDArray[np.uint8]
@@ -179,6 +181,7 @@ PALETTE: dict[str, tuple[str, str]] = {
     # CSS variable: (on light, on dark). The series are Okabe and Ito's colours for colour-blind readers
     # (2008), darkened or lightened where the background asks for contrast.
     "ink": ("#1b1f24", "#e8e6e1"),
+    "card": ("#ffffff", "#1c2026"),
     "muted": ("#646b73", "#9da3ab"),
     "grid": ("#e3e1dc", "#33383f"),
     "axis": ("#b9b7b1", "#565c65"),
@@ -192,6 +195,7 @@ PALETTE: dict[str, tuple[str, str]] = {
 }
 SERIES_COUNT = 7
 MOST_BANDS = 4
+CROWDED = 11.0  # pixels: numbers of points that lie closer would cover each other
 _LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 _DASHES = ("", "6 3", "2 2.5")
 
@@ -323,6 +327,78 @@ def size_panel(name: str, curves: Sequence[Curve], *, alt: str) -> Markup:
         return _inline(figure, name, alt)
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A network that was tried: its size and how well it does, its number, and the index of the one it came from."""
+
+    parameters: float
+    auc: float
+    number: int
+    accepted: bool
+    start: int | None = None
+
+
+def trade_plot(
+    name: str, tried: Sequence[Tried], *, floor: float | None, target: float | None = None, alt: str
+) -> Markup:
+    """AUC against parameters (logarithmic). The first is what all began with; ``start`` of each points into ``tried``.
+
+    Accepted networks are filled, rejected ones hollow, all but the first carry their number, and a line leads to each
+    from the one it was made from. ``floor`` is the least AUC that is accepted, ``target`` the size that was asked for.
+    """
+    with _drawing(name, 860, 330) as figure:
+        axes = _axes(figure, (0.064, 0.115, 0.925, 0.86))
+        aucs = np.array([one.auc for one in tried] + ([] if floor is None else [floor]))
+        sizes = np.array([one.parameters for one in tried] + ([] if target is None else [target]))
+        low, high = float(aucs.min()), float(aucs.max())
+        pad = max(0.12 * (high - low), (0.02 - (high - low)) / 2)  # a third decimal must not fill the height
+        low, high = low - pad, high + pad
+        axes.set_ylim(low, high)
+        axes.set_xscale("log")
+        axes.set_xlim(sizes.min() / 1.35, sizes.max() * 1.35)
+        if floor is not None:
+            axes.axhspan(low, floor, color=_LIGHT["series-2"], alpha=0.06, linewidth=0, zorder=0)
+            axes.axhline(floor, color=_LIGHT["series-2"], linewidth=1.4, dashes=(5, 3), zorder=1)
+        if target is not None:
+            axes.axvline(target, color=_LIGHT["axis"], linewidth=1.3, dashes=(2, 2), zorder=1)
+        for one in tried:
+            colour = _LIGHT["series-1" if one.accepted else "series-2"]
+            if one.start is None:
+                axes.plot(one.parameters, one.auc, "s", color=_LIGHT["ink"], markersize=8, zorder=4)
+                continue
+            start = tried[one.start]
+            line = axes.plot([start.parameters, one.parameters], [start.auc, one.auc], color=colour, zorder=2)[0]
+            line.set(linewidth=1.6 if one.accepted else 1.1, alpha=0.6)
+            if not one.accepted:
+                line.set_dashes((2, 2.5))
+            face = colour if one.accepted else _LIGHT["card"]
+            axes.plot(one.parameters, one.auc, "o", color=colour, markerfacecolor=face, markersize=8, mew=2, zorder=4)
+        for (x, y), numbers in _together(tried, axes).items():
+            axes.annotate(", ".join(numbers), (x, y), (0, 9), textcoords="offset points", ha="center", va="bottom").set(
+                color=_LIGHT["ink"], fontweight="bold", zorder=5
+            )
+        wide = sizes.max() / sizes.min() > 300
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=20))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _short(size)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(which="minor", length=0)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.set_xlabel("parameters (logarithmic)", labelpad=3)
+        return _inline(figure, name, alt)
+
+
+def _together(tried: Sequence[Tried], axes: Any) -> dict[tuple[float, float], list[str]]:
+    """The numbers to write at each place: networks that lie on one another share one."""
+    found: dict[tuple[float, float], list[str]] = {}
+    for one in tried:
+        if one.start is None:
+            continue
+        here = axes.transData.transform((one.parameters, one.auc))
+        near = (place for place in found if math.dist(axes.transData.transform(place), here) < CROWDED)
+        found.setdefault(next(near, (one.parameters, one.auc)), []).append(f"{one.number}")
+    return found
+
+
 def roc_plot(name: str, curves: Sequence[Curve], *, alt: str) -> Markup:
     """Receiver operating characteristics: true against false positive rate, with chance as a dashed diagonal."""
     with _drawing(name, 420, 400) as figure:
@@ -426,6 +502,13 @@ def _axes(figure: Figure, place: tuple[float, float, float, float], **options: A
 def _power_of_ten(value: float, _position: int) -> str:
     exponent = round(math.log10(value))
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _short(size: float) -> str:
+    power, unit = (
+        (1e9, " G") if size >= 1e9 else (1e6, " M") if size >= 1e6 else (1e3, " k") if size >= 1e3 else (1, "")
+    )
+    return f"{size / power:g}{unit}"
 
 
 @contextmanager

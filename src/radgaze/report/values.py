@@ -18,6 +18,7 @@ __all__ = [
     "estimate",
     "finite",
     "interval",
+    "large",
     "listing",
     "number",
     "ordered",
@@ -25,6 +26,7 @@ __all__ = [
     "plain",
     "section",
     "signed",
+    "storage",
 ]
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -67,6 +69,23 @@ def count(value: Any) -> str:
     """A whole number with thousands separators."""
     known = finite(value)
     return "n/a" if known is None else f"{known:,.0f}".replace("-", "−")
+
+
+def large(value: Any) -> str:
+    """A large number as it is said, ``1.48 million``; below a million as :func:`count`."""
+    known = finite(value)
+    if known is None or abs(known) < 1e6:
+        return count(value)
+    power, word = (1e9, "billion") if abs(known) >= 1e9 else (1e6, "million")
+    return f"{number(known / power, 2)} {word}"
+
+
+def storage(value: Any) -> str:
+    """Bytes as ``5.96 MB`` or ``92 kB``: by powers of 1,000."""
+    known = finite(value)
+    if known is None:
+        return "n/a"
+    return f"{known / 1e6:,.2f} MB" if known >= 1e6 else f"{known / 1e3:,.0f} kB"
 
 
 def plain(value: Any) -> str:

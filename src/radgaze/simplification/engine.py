@@ -7,6 +7,7 @@ more careful step is tried from the same network: a ratio r becomes the square r
 was asked for, or when no step worth its training is left. The test split is never looked at.
 
 OUT                      the accepted network as a run of its own
+OUT/simplification.html  a page about it
 OUT/simplification.json  settings, every decision and why
 OUT/steps/01, ...        a run folder for each network that was tried; decision.json says how it came about
 """
@@ -27,9 +28,10 @@ from radgaze.cohort import Cohort
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError, nearest
 from radgaze.files import folder_lock, read_json, write_json
-from radgaze.models import Network, parameters, save_weights
+from radgaze.models import Network, macs, parameters, save_weights
 from radgaze.models.channels import ChannelGraph
 from radgaze.redundancy.cover import check_threshold
+from radgaze.report import write_simplification
 from radgaze.simplification.guides import GUIDES, KRM, Guide, Ranking, Uniform, importance
 from radgaze.simplification.perception import fit_gains
 from radgaze.simplification.structure import Structure, apply, as_narrow, is_narrow
@@ -87,7 +89,7 @@ def simplify(
         progress: Show progress bars.
 
     Returns:
-        The content of ``simplification.json``.
+        The content of ``simplification.json``, with the page's path under ``"path"``.
 
     Raises:
         InputError: Arguments out of range; a run without classes or unfinished; a folder that is taken.
@@ -115,7 +117,8 @@ def simplify(
     with folder_lock(out, "simplifying in"):
         loop = Loop(run, cohort, out, arguments, progress)
         loop.run_all()
-    return loop.log
+        page = write_simplification(loop.log, out)
+    return {**loop.log, "path": str(page)}
 
 
 class Loop:
@@ -128,7 +131,9 @@ class Loop:
         self.log: dict[str, Any] = {
             "radgaze": __version__,
             "arguments": arguments,
-            "base": {"parameters": parameters(run.network()), "auc": self.auc},
+            "cohort": describe_cohort(cohort),
+            "classes": run.classes,
+            "base": {"method": run.config.method, **self.measured(run), "auc": self.auc},
             "steps": [],
             "ended": None,
             "accepted": None,
@@ -152,6 +157,7 @@ class Loop:
                 self.log["ended"] = f"nothing shrinks: the next step would leave {step['parameters']:,} of {before:,}"
                 break
             trained = self.train(folder, step)
+            step |= self.measured(trained)
             step["auc"] = validation_auc(trained)
             step["accepted"] = step["auc"] >= self.auc - arguments["max_auc_drop"]
             self.log["steps"].append(step)
@@ -168,6 +174,15 @@ class Loop:
                     )
             self.save()
         self.publish(current)
+
+    def measured(self, run: Run) -> dict[str, Any]:
+        """What a run's network costs: parameters, multiply-accumulates for one image, bytes of its weights' file."""
+        network = run.network()
+        return {
+            "parameters": parameters(network),
+            "macs": macs(network, self.cohort.size),
+            "bytes": (run.path / "weights.safetensors").stat().st_size,
+        }
 
     def save(self) -> None:
         write_json(self.out / "simplification.json", self.log)
@@ -219,6 +234,7 @@ class Loop:
                 "network": smaller.config,
                 "groups": {
                     group.name: {
+                        "layers": len(group.writers),
                         "channels": group.size,
                         "kept": len(structure.kept[group.name].channels),
                         "dead": guide.dead(group.name),
@@ -279,6 +295,20 @@ def validation_auc(run: Run) -> float:
     state = run.state
     best = next(row for row in state.history if row["epoch"] == state.best_epoch)
     return float(best["val_auc_macro"])
+
+
+def describe_cohort(cohort: Cohort) -> dict[str, Any]:
+    """Where the AUCs come from."""
+    validation = cohort.indices("val")
+    patients = cohort.studies["patient_id"]
+    return {
+        "name": cohort.name,
+        "studies": len(cohort),
+        "patients": patients.n_unique(),
+        "size": list(cohort.size),
+        "split_by": cohort.meta["split_by"],
+        "validation": {"studies": len(validation), "patients": patients[validation].n_unique()},
+    }
 
 
 def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
