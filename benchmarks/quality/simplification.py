@@ -39,6 +39,7 @@ RECIPE = {
     "schedule": "one-cycle",
     "optimizer": "adamw",
     "weight_decay": 0.01,
+    "precision": "bf16",
     "monitor": "val_auc_macro",
 }
 # stride 16, so that the CAM has 7x7 cells at 112 px
