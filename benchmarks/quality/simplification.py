@@ -22,13 +22,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from radgaze.models.size import macs
 
 from common import lookup, markdown, train_and_evaluate
 from kermany import paired_difference, prepare
 from radgaze.cohort import Cohort
 from radgaze.files import read_json
 from radgaze.inference import evaluate
+from radgaze.models import macs
 from radgaze.simplification import simplify
 from radgaze.training import Run
 
