@@ -170,7 +170,8 @@ def importance(
         for group in graph.groups:
             root = graph.root[group.name]
             with torch.no_grad():
-                scores[group.name] = measures[kind](graph.pruning(root, range(group.size))).double().cpu().numpy()
+                score = measures[kind](graph.pruning(root, range(group.size))).double().cpu().numpy()
+            scores[group.name] = np.nan_to_num(score)  # all zero, and so is their mean: equally unimportant
         return scores
     finally:
         network.zero_grad()
