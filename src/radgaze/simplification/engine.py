@@ -30,13 +30,15 @@ from radgaze.files import folder_lock, read_json, write_json
 from radgaze.models import Network, parameters, save_weights
 from radgaze.models.channels import ChannelGraph
 from radgaze.redundancy.cover import check_threshold
+from radgaze.redundancy.difference import find_difference
+from radgaze.redundancy.krm import check_weights
 from radgaze.simplification.guides import GUIDES, KRM, Guide, Ranking, Uniform, importance
 from radgaze.simplification.perception import fit_gains
 from radgaze.simplification.structure import Structure, apply, as_narrow, is_narrow
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.data import CohortDataset, load_images, probe_studies
 from radgaze.training.runs import Run
-from radgaze.training.trainer import fit, make_objective
+from radgaze.training.trainer import fit, make_objective, plan_training
 
 __all__ = ["STARTS", "simplify"]
 
@@ -93,6 +95,7 @@ def simplify(
         InputError: Arguments out of range; a run without classes or unfinished; a folder that is taken.
     """
     run = run if isinstance(run, Run) else Run.open(run)
+    check_run(run)
     cohort, out = run.cohort(), Path(out)
     arguments = {
         "run": str(run.path.resolve()),
@@ -112,8 +115,9 @@ def simplify(
     }
     check_arguments(run, arguments)
     check_folder(out, arguments, resume)
+    loop = Loop(run, cohort, out, arguments, progress)
+    loop.check()
     with folder_lock(out, "simplifying in"):
-        loop = Loop(run, cohort, out, arguments, progress)
         loop.run_all()
     return loop.log
 
@@ -133,6 +137,13 @@ class Loop:
             "ended": None,
             "accepted": None,
         }
+
+    def check(self) -> None:
+        """Refuse what the first step would fail at, before anything is written."""
+        network = self.base.network()
+        check_weights(network)
+        method, settings = self.settings(network.config, None)
+        plan_training(self.cohort, method, settings)
 
     def run_all(self) -> None:
         arguments = self.arguments
@@ -231,10 +242,17 @@ class Loop:
         )
 
     def train(self, folder: Path, step: dict[str, Any]) -> Run:
-        """Train the step's network as the base run was trained, or finish doing so."""
+        """Train the step's network, or finish doing so."""
+        inherits = self.arguments["start"] == "inherited"
+        method, settings = self.settings(step["network"], folder / "start.safetensors" if inherits else None)
+        return fit(self.cohort, folder, method, resume=True, progress=self.progress, **settings)
+
+    def settings(self, network: Mapping[str, Any], start: Path | None) -> tuple[str, dict[str, Any]]:
+        """Method and settings that train ``network`` as the base run was trained, with the changes that were given."""
         settings = self.base.config.dump()
         method = settings.pop("method")
         given = json.loads(json.dumps(self.arguments["settings"]))  # a copy
+        settings["distill"] = None
         if self.arguments["distill"]:
             settings["augmentation"]["views"] = self.arguments["views"]
             teacher = {
@@ -245,10 +263,9 @@ class Loop:
         for key, value in given.items():
             together = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = {**settings[key], **value} if together else value
-        settings["model"] = step["network"]
-        if self.arguments["start"] == "inherited":
-            settings["initial_weights"] = str((folder / "start.safetensors").resolve())
-        return fit(self.cohort, folder, method, resume=True, progress=self.progress, **settings)
+        settings["model"] = dict(network)
+        settings["initial_weights"] = None if start is None else str(start.resolve())
+        return method, settings
 
 
 def search(network: Network, guide: Guide, aim: int, fixed: float | None) -> tuple[Structure, Network, float]:
@@ -281,13 +298,16 @@ def validation_auc(run: Run) -> float:
     return float(best["val_auc_macro"])
 
 
-def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
-    """Everything that would fail or mean nothing later, said now."""
+def check_run(run: Run) -> None:
     if not run.classes or run.state.finished is None or "val_auc_macro" not in run.history[-1]:
         raise InputError(
             f"The run in {str(run.path)!r} has no validation AUC (no classes, or training has not finished), and that "
             "decides what is accepted; give a finished run that was trained with labels."
         )
+
+
+def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
+    """Everything that would fail or mean nothing later, said now."""
     for name, low, high in (("max_auc_drop", 0, 1), ("block_tau", 0, 1)):
         if not low <= arguments[name] <= high:
             raise InputError(f"{name} is {arguments[name]}, expected {low} to {high}; try 0.005 or 0.05.")
@@ -295,8 +315,9 @@ def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
         raise InputError(f"There is no guide {arguments['guide']!r}: {nearest(arguments['guide'], GUIDES)}")
     if arguments["start"] not in STARTS:
         raise InputError(f"There is no start {arguments['start']!r}: {nearest(arguments['start'], STARTS)}")
-    if arguments["ratio"] <= LEAST_RATIO:
+    if not LEAST_RATIO < arguments["ratio"] < math.inf:
         raise InputError(f"ratio is {arguments['ratio']}, expected more than {LEAST_RATIO}; try 8.")
+    find_difference(arguments["difference"])
     if arguments["tau"] is not None:
         check_threshold("tau", arguments["tau"])
         if arguments["guide"] != "krm":
