@@ -332,6 +332,9 @@ def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
             f"target_params is {arguments['target_params']:,}, but the run has {run.content['parameters']:,} "
             "parameters already; give fewer."
         )
+    for key in ("method", "model", "initial_weights"):
+        if key in arguments["settings"]:
+            raise InputError(f"The setting {key!r} is what a simplification decides itself; leave it out.")
     if arguments["start"] == "fresh" and not is_narrow(as_narrow(run.network())):
         raise InputError(
             f"The network of {str(run.path)!r} is no plain ResNet, and only those are rebuilt from fresh weights; "
