@@ -311,7 +311,7 @@ class TestKeep:
             graph.keep("backbone.conv1", np.array(kept, np.int64))
 
     def test_unknown_group(self) -> None:
-        with pytest.raises(InputError, match="'backbone.layer2.1.conv1'"):
+        with pytest.raises(InputError, match=r"'backbone\.layer2\.1\.conv1'"):
             ChannelGraph(build(BASIC))["backbone.layer2.1.conv3"]
 
     def test_still_trains(self) -> None:
@@ -421,5 +421,5 @@ class TestWidths:
             build({**MT_UNET, "widths": {"body.encoder.0.3": width}})
 
     def test_a_group_that_is_not_there(self) -> None:
-        with pytest.raises(InputError, match="No channel group is named 'body.encoder.0.1': did you mean"):
+        with pytest.raises(InputError, match=r"No channel group is named 'body\.encoder\.0\.1': did you mean"):
             build({**MT_UNET, "widths": {"body.encoder.0.1": 2}})

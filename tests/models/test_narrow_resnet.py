@@ -100,7 +100,9 @@ def test_is_timms_network(name: str, channels: list[int], stride: int) -> None:
     assert options is not None
     assert options["output_stride"] == stride
     wider = [channels[0] != 64, *(before != after for before, after in pairwise(channels))]
-    projections = [other or strides for other, strides in zip(wider, [False, True, stride > 8, stride > 16], strict=True)]
+    projections = [
+        other or strides for other, strides in zip(wider, [False, True, stride > 8, stride > 16], strict=True)
+    ]
     assert [stage["projection"] for stage in options["stages"]] == projections
     ours = build(config(options))
     assert list(ours.state_dict()) == list(theirs.state_dict())
