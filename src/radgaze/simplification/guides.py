@@ -165,6 +165,8 @@ def importance(
         assert backward is not None
         network.zero_grad()
         backward(network)
+        for parameter in network.parameters():  # a head that the loss does not see has none
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     try:
         scores = {}
         for group in graph.groups:
