@@ -299,7 +299,8 @@ def validation_auc(run: Run) -> float:
 
 
 def check_run(run: Run) -> None:
-    if not run.classes or run.state.finished is None or "val_auc_macro" not in run.history[-1]:
+    trained = run.state.finished is not None and (run.path / "weights.safetensors").is_file()
+    if not run.classes or not trained or "val_auc_macro" not in run.history[-1]:
         raise InputError(
             f"The run in {str(run.path)!r} has no validation AUC (no classes, or training has not finished), and that "
             "decides what is accepted; give a finished run that was trained with labels."
