@@ -12,6 +12,7 @@ import radgaze
 from radgaze import cli
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
+from radgaze.training import fit
 from tests.cohorts import write_tables
 
 
@@ -145,8 +146,89 @@ def test_shortcut_and_part_of_the_training_split(radgaze_command: Any, cohort: C
     assert any("shortcut is planted" in note for note in json.loads(out)["notes"])
 
 
+@pytest.fixture(scope="module")
+def narrow_run(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier on a narrow ResNet, an epoch old."""
+    stages = [{"width": 8, "blocks": [[6, 6], [6, 6]]}, {"width": 12, "blocks": [[8, 8]]}]
+    model = {"backbone": "narrow_resnet", "options": {"stem": 6, "stages": stages, "output_stride": 8}}
+    settings: dict[str, Any] = {"epochs": 1, "precision": "fp32", "progress": False, "model": model}
+    return fit(cohort, tmp_path_factory.mktemp("narrow") / "run", "classifier", **settings).path
+
+
+def test_simplify(radgaze_command: Any, narrow_run: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    arguments: list[object] = ["simplify", narrow_run, "--out", small, "--max-auc-drop", 1, "--target-params", 2000]
+    arguments += ["--images", 3, "--views", 1, "--epochs", 1, "--set", "batch_size=6", "--quiet"]
+    code, out, err = radgaze_command(*arguments)
+    assert code == 0, err
+    lines = out.splitlines()
+    (first,) = [line for line in lines if "01" in line and "accepted" in line]
+    log = json.loads((small / "simplification.json").read_text())
+    step = log["steps"][0]
+    assert f"{step['parameters']:,}" in first
+    assert f"{step['tau']:g}" in first
+    assert f"{step['auc']:.4f}" in first
+    assert any(f"{log['base']['parameters']:,}" in line and "the run" in line for line in lines)
+    assert "threshold" in out
+    assert "Ended: reached 2,000 parameters." in out
+    assert "holds step 01. Next: radgaze evaluate" in " ".join(out.split())
+    config = json.loads((small / "config.json").read_text())
+    assert config["run"]["batch_size"] == 6
+    assert config["run"]["distill"]["teacher"] == str(narrow_run)
+
+    code, out, err = radgaze_command(*arguments, "--resume", "--json")
+    assert code == 0, err
+    assert json.loads(out) == {**log, "path": str(small / "simplification.html")}
+    code, out, err = radgaze_command("evaluate", small, "--split", "val", "--resamples", 20, "--quiet", "--json")
+    assert code == 0, err
+    assert json.loads(out)["classification"]["auc_macro"]["value"] == pytest.approx(step["auc"])
+    code, _, err = radgaze_command(*arguments)
+    assert code == 2
+    assert "--resume" in err
+
+
+def test_simplify_accepts_nothing(
+    radgaze_command: Any, narrow_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit code says so, for people and machines alike."""
+    monkeypatch.setattr(
+        "radgaze.simplification.engine.validation_auc", lambda run: 0.9 if run.path == narrow_run else 0.6
+    )
+    arguments: list[object] = ["simplify", narrow_run, "--out", tmp_path / "out", "--guide", "l1", "--no-distill"]
+    arguments += ["--ratio", 1.3, "--images", 3, "--quiet"]
+    code, out, _ = radgaze_command(*arguments)
+    assert code == 1
+    assert "share" in out
+    assert "rejected" in out
+    assert "No smaller network was accepted: allow a larger --max-auc-drop" in " ".join(out.split())
+    code, out, _ = radgaze_command(*arguments, "--resume", "--json")
+    assert code == 1
+    assert json.loads(out)["accepted"] is None
+    assert json.loads(out)["arguments"]["distill"] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tau", "1.5"], "tau is 1.5"),
+        (["--guide", "taylr"], "'taylor'"),
+        (["--start", "warm"], "fresh"),
+        (["--images", "1"], "images is 1, expected at least 2"),
+        (["--images", "3", "--set", "epoch=3"], "'epochs'"),
+    ],
+)
+def test_simplify_refuses(
+    options: list[str], words: str, radgaze_command: Any, narrow_run: Path, tmp_path: Path
+) -> None:
+    code, out, err = radgaze_command("simplify", narrow_run, "--out", tmp_path / "out", *options)
+    assert code == 2
+    assert words in " ".join(err.split())
+    assert "Traceback" not in out + err
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_command_has_help_with_an_example(radgaze_command: Any) -> None:
-    for command in ("phantom", "info", "split", "shortcut", "train", "evaluate", "compare", "demo"):
+    for command in ("phantom", "info", "split", "shortcut", "train", "evaluate", "compare", "simplify", "demo"):
         code, out, _ = radgaze_command(command, "--help")
         assert code == 0
         assert f"radgaze {command}" in out

@@ -15,12 +15,14 @@ from radgaze.models import GazeCAM, Output
 from radgaze.objectives import (
     CamLoss,
     ClassifierObjective,
+    Distilled,
     GazeCAMObjective,
     MTUNetObjective,
     Scheme,
     Supervised,
     cam_loss,
     class_loss,
+    distillation_loss,
     saliency_kld,
     supervised_cam,
     uncertainty_weighted,
@@ -32,6 +34,7 @@ class Studies:
     targets: Tensor
     attention: Tensor | None
     has_attention: Tensor
+    teacher: Tensor | None = None
 
 
 @pytest.fixture
@@ -340,3 +343,94 @@ def test_gg_cam_refusals(studies: Studies, output: Output, mapped: Output) -> No
     studies.attention = None
     with pytest.raises(InputError, match="train the method classifier"):
         GazeCAMObjective().terms(mapped, studies)
+
+
+# Distillation --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_distillation_equals_torchs_divergence(temperature: float) -> None:
+    torch.manual_seed(4)
+    logits, teacher = 3 * torch.randn(5, 3), 3 * torch.randn(5, 3)
+    expected = torch.nn.functional.kl_div(
+        (logits / temperature).log_softmax(1), (teacher / temperature).softmax(1), reduction="none"
+    ).sum(1)
+    found = distillation_loss(logits, teacher, temperature)
+    torch.testing.assert_close(found, temperature**2 * expected)
+    assert (found > 0).all()
+    shifted = distillation_loss(teacher + 7, teacher, temperature)  # softmax does not see a shared shift
+    torch.testing.assert_close(shifted, torch.zeros(5), rtol=0, atol=1e-4)
+
+
+def test_distillation_of_several_labels_equals_scipy() -> None:
+    torch.manual_seed(5)
+    logits, teacher = torch.randn(4, 3), torch.randn(4, 3)
+    p, q = (1 / (1 + np.exp(-values.double().numpy() / 3)) for values in (teacher, logits))
+    expected = 9 * (rel_entr(p, q) + rel_entr(1 - p, 1 - q)).mean(1)
+    np.testing.assert_allclose(distillation_loss(logits, teacher, 3.0, exclusive=False), expected, rtol=1e-4)
+    same = distillation_loss(teacher, teacher, 3.0, exclusive=False)
+    torch.testing.assert_close(same, torch.zeros(4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_gradient_does_not_fade_with_the_temperature(exclusive: bool) -> None:
+    """For T far above the scores' range it is that of half the squared difference of (centred) scores, per class."""
+    torch.manual_seed(6)
+    teacher = torch.randn(4, 3)
+    gradients = []
+    for temperature in (50.0, 500.0):
+        logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(7)).requires_grad_()
+        distillation_loss(logits, teacher, temperature, exclusive).sum().backward()
+        gradients.append(logits.grad)
+    difference = logits.detach() - teacher
+    limit = (difference - difference.mean(1, keepdim=True)) / 3 if exclusive else difference / 4 / 3
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0.02)
+    torch.testing.assert_close(gradients[1], limit, rtol=0, atol=5e-3)
+
+
+def test_extreme_scores_stay_finite() -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    for exclusive in (True, False):
+        value = distillation_loss(logits, -logits.detach(), 1.0, exclusive).sum()
+        assert value.isfinite()
+        assert value > 1e3
+        value.backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_labels_and_teacher_share_the_class_term(studies: Studies, mapped: Output) -> None:
+    objective = Distilled(GazeCAMObjective(), weight=0.3, temperature=2.0)
+    studies.teacher = torch.randn(3, 3)
+    plain, terms = GazeCAMObjective().terms(mapped, studies), objective.terms(mapped, studies)
+    expected = 0.7 * plain["class"].values + 0.3 * distillation_loss(mapped.logits, studies.teacher, 2.0)
+    torch.testing.assert_close(terms["class"].values, expected)
+    torch.testing.assert_close(terms["attention"].values, plain["attention"].values)
+    means = {name: term.mean for name, term in terms.items()}
+    torch.testing.assert_close(objective.combine(means), GazeCAMObjective().combine(means))
+    studies.teacher = None  # validation
+    assert torch.equal(objective.terms(mapped, studies)["class"].values, plain["class"].values)
+
+
+def test_a_study_without_a_label_learns_from_the_teacher_alone(studies: Studies, mapped: Output) -> None:
+    studies.targets[1] = -1
+    studies.teacher = torch.randn(3, 3)
+    term = Distilled(ClassifierObjective(), weight=0.5, temperature=1.0).terms(mapped, studies)["class"]
+    assert term.used.all()
+    expected = distillation_loss(mapped.logits, studies.teacher, 1.0)[1] / 2
+    torch.testing.assert_close(term.values[1], expected)
+
+
+def test_several_labels_are_distilled_one_by_one(studies: Studies, mapped: Output) -> None:
+    studies.targets = torch.tensor([[1.0, 0.0, math.nan], [math.nan] * 3, [0.0, 1.0, 1.0]])
+    studies.teacher = torch.randn(3, 3)
+    term = Distilled(ClassifierObjective(), weight=1.0, temperature=2.0).terms(mapped, studies)["class"]
+    torch.testing.assert_close(term.values, distillation_loss(mapped.logits, studies.teacher, 2.0, exclusive=False))
+
+
+def test_distilling_keeps_the_objectives_own_ways(studies: Studies, mapped: Output) -> None:
+    inner = GazeCAMObjective(0.1, -0.2, 0.3)
+    objective = Distilled(inner, 0.5, 2.0)
+    assert (objective.needs_attention, objective.needs_labels) == (True, True)
+    assert objective.scalars() == inner.scalars()
+    assert torch.equal(objective.predicted_attention(mapped, studies), inner.predicted_attention(mapped, studies))
+    assert len(list(objective.parameters())) == 3

@@ -550,24 +550,10 @@ def simplify(
     )
     if as_json:
         print_json(log)
-        return
-    table = Table("step", "from", "parameters", "threshold" if guide == "krm" else "share", "validation AUC", "")
-    table.add_row("–", "", f"{log['base']['parameters']:,}", "", f"{log['base']['auc']:.4f}", "the run")
-    for step in log["steps"]:
-        dial = step.get("tau", step.get("share"))
-        verdict = "accepted" if step["accepted"] else "rejected"
-        table.add_row(
-            step["step"], step["from"] or "–", f"{step['parameters']:,}", f"{dial:g}", f"{step['auc']:.4f}", verdict
-        )
-    tables.print(table)
-    tables.print(f"Ended: {log['ended']}.")
-    tables.print(f"Simplification: {log['path']}", soft_wrap=True)
+    else:
+        print_simplification(log, out)
     if log["accepted"] is None:
-        tables.print(
-            "No smaller network was accepted: allow a larger --max-auc-drop, more --epochs or a smaller --ratio."
-        )
         raise typer.Exit(1)
-    tables.print(f"{out} holds step {log['accepted']}. Next: radgaze evaluate {out}")
 
 
 @app.command(epilog="Example: radgaze demo --out demo")
@@ -785,6 +771,27 @@ COMPARED = {
     "cam:cc": "CC (CAM)",
     "ece": "ECE",
 }
+
+
+def print_simplification(log: dict[str, Any], out: Path) -> None:
+    krm = log["arguments"]["guide"] == "krm"
+    table = Table("step", "from", "parameters", "threshold" if krm else "share", "validation AUC", "")
+    table.add_row("–", "", f"{log['base']['parameters']:,}", "", f"{log['base']['auc']:.4f}", "the run")
+    for step in log["steps"]:
+        dial = step.get("tau", step.get("share"))
+        verdict = "accepted" if step["accepted"] else "rejected"
+        table.add_row(
+            step["step"], step["from"] or "–", f"{step['parameters']:,}", f"{dial:g}", f"{step['auc']:.4f}", verdict
+        )
+    tables.print(table)
+    tables.print(f"Ended: {log['ended']}.")
+    tables.print(f"Simplification: {log['path']}", soft_wrap=True)
+    if log["accepted"] is None:
+        tables.print(
+            "No smaller network was accepted: allow a larger --max-auc-drop, more --epochs or a smaller --ratio."
+        )
+    else:
+        tables.print(f"{out} holds step {log['accepted']}. Next: radgaze evaluate {out}")
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:

@@ -172,6 +172,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, widths: list[int], stride: int, dilations: tuple[int, int], projection: bool) -> None:
         super().__init__()
+        self.dilations = dilations
         bottleneck = len(widths) == 4
         spatial = iter(zip(dilations, (stride, 1), strict=True))
         for number, (ins, outs) in enumerate(pairwise(widths), start=1):
@@ -198,8 +199,12 @@ class ResidualBlock(nn.Module):
 
     @property
     def is_removable(self) -> bool:
-        """Whether the network fits together without this block: its shortcut is its input itself."""
-        return self.downsample is None and all(conv.stride == (1, 1) for conv in self.convs)
+        """Whether the network fits together without this block: its shortcut is its input itself.
+
+        A block that leads over to a larger dilation stays too: whichever took its place would have to change.
+        """
+        same = self.dilations[0] == self.dilations[1]
+        return self.downsample is None and same and all(conv.stride == (1, 1) for conv in self.convs)
 
     def forward(self, maps: Tensor) -> Tensor:
         branch = maps

@@ -31,6 +31,8 @@ from radgaze.files import folder_lock, read_json, write_json
 from radgaze.models import Network, macs, parameters, save_weights
 from radgaze.models.channels import ChannelGraph
 from radgaze.redundancy.cover import check_threshold
+from radgaze.redundancy.difference import find_difference
+from radgaze.redundancy.krm import check_weights
 from radgaze.report import write_simplification
 from radgaze.simplification.guides import GUIDES, KRM, Guide, Ranking, Uniform, importance
 from radgaze.simplification.perception import fit_gains
@@ -38,7 +40,7 @@ from radgaze.simplification.structure import Structure, apply, as_narrow, is_nar
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.data import CohortDataset, load_images, probe_studies
 from radgaze.training.runs import Run
-from radgaze.training.trainer import fit, make_objective
+from radgaze.training.trainer import fit, make_objective, plan_training
 
 __all__ = ["STARTS", "simplify"]
 
@@ -95,6 +97,7 @@ def simplify(
         InputError: Arguments out of range; a run without classes or unfinished; a folder that is taken.
     """
     run = run if isinstance(run, Run) else Run.open(run)
+    check_run(run)
     cohort, out = run.cohort(), Path(out)
     arguments = {
         "run": str(run.path.resolve()),
@@ -114,8 +117,9 @@ def simplify(
     }
     check_arguments(run, arguments)
     check_folder(out, arguments, resume)
+    loop = Loop(run, cohort, out, arguments, progress)
+    loop.check()
     with folder_lock(out, "simplifying in"):
-        loop = Loop(run, cohort, out, arguments, progress)
         loop.run_all()
         page = write_simplification(loop.log, out)
     return {**loop.log, "path": str(page)}
@@ -139,6 +143,13 @@ class Loop:
             "accepted": None,
         }
 
+    def check(self) -> None:
+        """Refuse what the first step would fail at, before anything is written."""
+        network = self.base.network()
+        check_weights(network)
+        method, settings = self.settings(network.config, None)
+        plan_training(self.cohort, method, settings)
+
     def run_all(self) -> None:
         arguments = self.arguments
         self.save()
@@ -156,6 +167,10 @@ class Loop:
                 shutil.rmtree(folder)
                 self.log["ended"] = f"nothing shrinks: the next step would leave {step['parameters']:,} of {before:,}"
                 break
+            if self.was_rejected(step):
+                shutil.rmtree(folder)
+                ratio = self.more_careful(ratio)
+                continue
             trained = self.train(folder, step)
             step |= self.measured(trained)
             step["auc"] = validation_auc(trained)
@@ -167,13 +182,25 @@ class Loop:
                 if arguments["target_params"] is not None and step["parameters"] <= arguments["target_params"]:
                     self.log["ended"] = f"reached {arguments['target_params']:,} parameters"
             else:
-                ratio = math.sqrt(ratio)
-                if arguments["tau"] is not None or ratio < LEAST_RATIO:
-                    self.log["ended"] = (
-                        f"smaller networks lose more than {arguments['max_auc_drop']} of the validation AUC"
-                    )
+                ratio = self.more_careful(ratio)
             self.save()
         self.publish(current)
+
+    def was_rejected(self, step: Mapping[str, Any]) -> bool:
+        """Whether this very network was trained before, from the same weights: it would come out the same."""
+        fresh = self.arguments["start"] == "fresh"
+        return any(
+            tried["network"] == step["network"] and (fresh or tried["from"] == step["from"])
+            for tried in self.log["steps"]
+        )
+
+    def more_careful(self, ratio: float) -> float:
+        """The next ratio after one that went too far; where none is left, the loop ends."""
+        smaller = math.sqrt(ratio)
+        if self.arguments["tau"] is not None or smaller < LEAST_RATIO:
+            allowed = self.arguments["max_auc_drop"]
+            self.log["ended"] = f"smaller networks lose more than {allowed} of the validation AUC"
+        return smaller
 
     def measured(self, run: Run) -> dict[str, Any]:
         """What a run's network costs: parameters, multiply-accumulates for one image, bytes of its weights' file."""
@@ -247,10 +274,17 @@ class Loop:
         )
 
     def train(self, folder: Path, step: dict[str, Any]) -> Run:
-        """Train the step's network as the base run was trained, or finish doing so."""
+        """Train the step's network, or finish doing so."""
+        inherits = self.arguments["start"] == "inherited"
+        method, settings = self.settings(step["network"], folder / "start.safetensors" if inherits else None)
+        return fit(self.cohort, folder, method, resume=True, progress=self.progress, **settings)
+
+    def settings(self, network: Mapping[str, Any], start: Path | None) -> tuple[str, dict[str, Any]]:
+        """Method and settings that train ``network`` as the base run was trained, with the changes that were given."""
         settings = self.base.config.dump()
         method = settings.pop("method")
         given = json.loads(json.dumps(self.arguments["settings"]))  # a copy
+        settings["distill"] = None
         if self.arguments["distill"]:
             settings["augmentation"]["views"] = self.arguments["views"]
             teacher = {
@@ -261,10 +295,9 @@ class Loop:
         for key, value in given.items():
             together = isinstance(value, dict) and isinstance(settings.get(key), dict)
             settings[key] = {**settings[key], **value} if together else value
-        settings["model"] = step["network"]
-        if self.arguments["start"] == "inherited":
-            settings["initial_weights"] = str((folder / "start.safetensors").resolve())
-        return fit(self.cohort, folder, method, resume=True, progress=self.progress, **settings)
+        settings["model"] = dict(network)
+        settings["initial_weights"] = None if start is None else str(start.resolve())
+        return method, settings
 
 
 def search(network: Network, guide: Guide, aim: int, fixed: float | None) -> tuple[Structure, Network, float]:
@@ -311,13 +344,17 @@ def describe_cohort(cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
-    """Everything that would fail or mean nothing later, said now."""
-    if not run.classes or run.state.finished is None or "val_auc_macro" not in run.history[-1]:
+def check_run(run: Run) -> None:
+    trained = run.state.finished is not None and (run.path / "weights.safetensors").is_file()
+    if not run.classes or not trained or "val_auc_macro" not in run.history[-1]:
         raise InputError(
             f"The run in {str(run.path)!r} has no validation AUC (no classes, or training has not finished), and that "
             "decides what is accepted; give a finished run that was trained with labels."
         )
+
+
+def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
+    """Everything that would fail or mean nothing later, said now."""
     for name, low, high in (("max_auc_drop", 0, 1), ("block_tau", 0, 1)):
         if not low <= arguments[name] <= high:
             raise InputError(f"{name} is {arguments[name]}, expected {low} to {high}; try 0.005 or 0.05.")
@@ -325,8 +362,9 @@ def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
         raise InputError(f"There is no guide {arguments['guide']!r}: {nearest(arguments['guide'], GUIDES)}")
     if arguments["start"] not in STARTS:
         raise InputError(f"There is no start {arguments['start']!r}: {nearest(arguments['start'], STARTS)}")
-    if arguments["ratio"] <= LEAST_RATIO:
+    if not LEAST_RATIO < arguments["ratio"] < math.inf:
         raise InputError(f"ratio is {arguments['ratio']}, expected more than {LEAST_RATIO}; try 8.")
+    find_difference(arguments["difference"])
     if arguments["tau"] is not None:
         check_threshold("tau", arguments["tau"])
         if arguments["guide"] != "krm":
@@ -341,6 +379,9 @@ def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
             f"target_params is {arguments['target_params']:,}, but the run has {run.content['parameters']:,} "
             "parameters already; give fewer."
         )
+    for key in ("method", "model", "initial_weights"):
+        if key in arguments["settings"]:
+            raise InputError(f"The setting {key!r} is what a simplification decides itself; leave it out.")
     if arguments["start"] == "fresh" and not is_narrow(as_narrow(run.network())):
         raise InputError(
             f"The network of {str(run.path)!r} is no plain ResNet, and only those are rebuilt from fresh weights; "

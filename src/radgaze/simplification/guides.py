@@ -165,12 +165,15 @@ def importance(
         assert backward is not None
         network.zero_grad()
         backward(network)
+        for parameter in network.parameters():  # a head that the loss does not see has none
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     try:
         scores = {}
         for group in graph.groups:
             root = graph.root[group.name]
             with torch.no_grad():
-                scores[group.name] = measures[kind](graph.pruning(root, range(group.size))).double().cpu().numpy()
+                score = measures[kind](graph.pruning(root, range(group.size))).double().cpu().numpy()
+            scores[group.name] = np.nan_to_num(score)  # all zero, and so is their mean: equally unimportant
         return scores
     finally:
         network.zero_grad()

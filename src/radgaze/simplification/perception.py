@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from radgaze.errors import InputError
 from radgaze.models import Network
 from radgaze.models.channels import ChannelGroup
 from radgaze.redundancy.difference import Difference, find_difference, perceived
@@ -66,7 +67,7 @@ def group_redundancy(
         difference: As for :func:`radgaze.redundancy.measure`.
 
     Raises:
-        InputError: Constant, NaN or fewer than two images; NaN weights or outputs.
+        InputError: Constant, NaN or fewer than two images; NaN weights or outputs; no group that shows images.
     """
     check_weights(network)
     check_images(images)
@@ -82,6 +83,11 @@ def group_redundancy(
 
         with torch.no_grad(), evaluating(network), reading(network, groups, take):
             network(image[None].to(next(network.parameters()).device))
+    if not any(places.values()):
+        raise InputError(
+            f"{type(network).__name__} has no convolution whose kernels could be removed and show more than a pixel; "
+            "give a convolutional network and images large enough for it."
+        )
     return {
         name: GroupRedundancy(name, total.mean, total.dead.cpu().numpy(), places[name] // len(images))
         for name, total in sums.items()

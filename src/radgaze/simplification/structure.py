@@ -76,13 +76,15 @@ def apply(network: Network, structure: Structure, gains: Mapping[str, NDArray[np
     """
     smaller = copy.deepcopy(network)
     graph = ChannelGraph(smaller)
+    sizes = {group.name: group.size for group in graph.groups}
     for name, kept in structure.kept.items():
         graph.keep(name, kept.channels, kept.stands_for, None if gains is None else gains.get(name))
     drop_blocks(smaller, structure.dropped)
     if isinstance(backbone := getattr(smaller, "backbone", None), NarrowResNet):
         smaller.config = {**smaller.config, "options": backbone.options}
     else:
-        widths = {group.name: group.size for group in graph.groups if group.name in structure.kept}
+        # only what shrank: a depthwise convolution that is left with one channel looks like a group of its own
+        widths = {name: graph[name].size for name in structure.kept if graph[name].size < sizes[name]}
         smaller.config = {**smaller.config, "widths": {**smaller.config.get("widths", {}), **widths}}
     return smaller
 

@@ -30,6 +30,11 @@ def open_teacher(config: RunConfig, cohort: Cohort) -> Run:
     assert config.distill is not None
     run = Run.open(config.distill.teacher)
     run.cohort(cohort)
+    if not (run.path / "weights.safetensors").is_file():
+        raise InputError(
+            f"The teacher in {config.distill.teacher!r} has no weights yet; finish its training first (--resume), or "
+            "give another run."
+        )
     if not run.classes:
         raise InputError(
             f"The teacher in {config.distill.teacher!r} knows no classes, so nothing can be distilled from it; "

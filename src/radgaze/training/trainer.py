@@ -109,6 +109,11 @@ def plan_training(cohort: Cohort, method: str, settings: Mapping[str, Any]) -> P
     attention = AttentionTarget(config.attention, config.preset, config.sigma)
     check_trainable(cohort, config, objective, attention)
     if config.distill is not None:
+        if not objective.needs_labels:
+            raise InputError(
+                "A teacher's class scores cannot be learned without class scores, and this objective has none; "
+                "leave distill out, or train another scheme."
+            )
         open_teacher(config, cohort)
         objective = Distilled(objective, config.distill.weight, config.distill.temperature)
     content = {
