@@ -3,9 +3,9 @@
     python benchmarks/quality/simplification.py --data FOLDER --work FOLDER [--arms krm,...] [--params 128000,...]
 
 --data holds the images.csv, images.zip and lung_masks.zip of Kermany et al. For each seed a ResNet50 is trained from
-scratch; then every arm makes it smaller with `radgaze simplify`, to the same number of parameters, with the same budget
-of training and the same teacher. Which weights an arm starts from (fresh, or inherited) was chosen on the validation
-split. Finished steps are kept in the work folder, so an interrupted benchmark goes on where it stopped. Prints the
+scratch; then every arm makes it smaller with `radgaze simplify`, in one pass to the same number of parameters, and trains
+it with the same budget, without distillation. Uniform and random structures start from fresh weights, importance from
+those of the kernels it keeps; krm does both. Finished steps are kept in the work folder, so an interrupted benchmark goes on where it stopped. Prints the
 tables of docs/results.md.
 """
 
@@ -92,8 +92,6 @@ def work_on(task: Task) -> Task:
         train_and_evaluate(Cohort.open(task.cohort), task.run, "classifier", {**LARGE, "seed": task.seed})
     elif not (task.run / "report.json").exists():
         arm = ARMS[task.arm]
-        # the teacher's scores of the augmented images are the same for all arms of a seed
-        scores = str(task.work / "large" / f"scores-seed{task.seed}.safetensors")
         simplify(
             task.large,
             task.run,
@@ -102,7 +100,8 @@ def work_on(task: Task) -> Task:
             ratio=arm.ratio,
             target_params=task.params,
             max_auc_drop=ANY,
-            settings={**SMALL, "distill": {"scores": scores}},
+            distill=False,
+            settings=SMALL,
             resume=True,
             progress=False,
         )
