@@ -3,10 +3,10 @@
     python benchmarks/quality/simplification.py --data FOLDER --work FOLDER [--arms krm,...] [--params 128000,...]
 
 --data holds the images.csv, images.zip and lung_masks.zip of Kermany et al. For each seed a ResNet50 is trained from
-scratch; then every arm makes it smaller with `radgaze simplify`, in one pass to the same number of parameters, and trains
-it with the same budget, without distillation. Uniform and random structures start from fresh weights, importance from
-those of the kernels it keeps; krm does both. Finished steps are kept in the work folder, so an interrupted benchmark goes on where it stopped. Prints the
-tables of docs/results.md.
+scratch; then every arm makes it smaller with `radgaze simplify`, in one pass to the same number of parameters, and
+trains it with the same budget, without distillation. Uniform and random structures start from fresh weights, those by
+importance from the weights of the kernels they keep; krm does both. Finished steps are kept in the work folder, so an
+interrupted benchmark goes on where it stopped. Prints the tables of docs/results.md.
 """
 
 from __future__ import annotations
