@@ -212,7 +212,9 @@ def _product_by_product(maps: Tensor) -> Tensor:
     kernels, height, width = maps.shape
     on_cpu = maps.device.type == "cpu"
     columns = min(kernels, _CPU_COLUMNS if on_cpu else _GPU_COLUMNS)
-    rows = max(1, min(kernels, (_CPU_BLOCK if on_cpu else _GPU_BLOCK) // (columns * height * width)))
+    rows = min(kernels, (_CPU_BLOCK if on_cpu else _GPU_BLOCK) // (columns * height * width))
+    if rows == 0:  # no row of pairs fits the cache: a longer one vectorises better
+        columns, rows = min(kernels, 2 * columns), 1
     down, across = _bands(height, maps), _bands(width, maps)
 
     # A covariance ignores offsets: maps about their own mean lose fewer digits. (h, w, K): kernels innermost.
