@@ -158,7 +158,7 @@ def narrow_run(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_simplify(radgaze_command: Any, narrow_run: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     arguments: list[object] = ["simplify", narrow_run, "--out", small, "--max-auc-drop", 1, "--target-params", 2000]
-    arguments += ["--images", 3, "--views", 1, "--epochs", 1, "--set", "batch_size=6", "--quiet"]
+    arguments += ["--images", 3, "--distill", "--views", 1, "--epochs", 1, "--set", "batch_size=6", "--quiet"]
     code, out, err = radgaze_command(*arguments)
     assert code == 0, err
     lines = out.splitlines()
@@ -194,7 +194,7 @@ def test_simplify_accepts_nothing(
     monkeypatch.setattr(
         "radgaze.simplification.engine.validation_auc", lambda run: 0.9 if run.path == narrow_run else 0.6
     )
-    arguments: list[object] = ["simplify", narrow_run, "--out", tmp_path / "out", "--guide", "l1", "--no-distill"]
+    arguments: list[object] = ["simplify", narrow_run, "--out", tmp_path / "out", "--guide", "l1"]
     arguments += ["--ratio", 1.3, "--images", 3, "--quiet"]
     code, out, _ = radgaze_command(*arguments)
     assert code == 1

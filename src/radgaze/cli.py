@@ -510,7 +510,9 @@ def simplify(
     ] = 0.05,
     images: Annotated[int, typer.Option(help="Probe images, from the training split.")] = 16,
     difference: Annotated[str, typer.Option(help="krm: mssim, pearson, rmse or rmse-z.")] = "mssim",
-    distill: Annotated[bool, typer.Option(help="Also learn from the large network's class scores.")] = True,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Also learn from the large network's class scores.")
+    ] = False,
     views: Annotated[int, typer.Option(help="Augmented views of each study that the large network scores.")] = 8,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each training; the run's by default.")] = None,
     setting: Annotated[

@@ -222,7 +222,7 @@ def test_a_rival_is_told_as_itself(show: Show, log: dict[str, Any], guide: str, 
     assert "run’s scores" not in page.text
     assert shlex.split(page.text[page.text.index("radgaze simplify") :])[:4] == ["radgaze", "simplify", "RUN", "--out"]
     assert "--block-tau" not in page.text
-    assert "--no-distill" in page.text
+    assert "--distill" not in page.text
 
 
 def test_nothing_accepted_is_said_and_shown(show: Show, log: dict[str, Any]) -> None:
@@ -516,7 +516,7 @@ def test_nothing_accepted_has_a_page_too(
 ) -> None:
     out = tmp_path / "out"
     monkeypatch.setattr(simplification.engine, "validation_auc", lambda run: 0.9 if run.path == small_run.path else 0.5)
-    asked = ("--guide", "uniform", "--start", "inherited", "--ratio", 1.3, "--no-distill", "--images", 2)
+    asked = ("--guide", "uniform", "--start", "inherited", "--ratio", 1.3, "--images", 2)
     assert command(monkeypatch, small_run.path, "--out", out, "--quiet", *asked) == 1
     assert f"Simplification: {out / 'simplification.html'}" in capfd.readouterr().out
     page = Page((out / "simplification.html").read_text("utf-8"))

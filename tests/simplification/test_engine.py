@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "progress": False,
 }
 MODEL = {key: value for key, value in narrow(STAGES, stem=6, output_stride=8).items() if key in ("backbone", "options")}
-QUICK: dict[str, Any] = {"images": 3, "views": 1, "progress": False, "max_auc_drop": 1.0}
+QUICK: dict[str, Any] = {"images": 3, "views": 1, "progress": False, "max_auc_drop": 1.0, "distill": True}
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +337,9 @@ class TestInherited:
         size = parameters(classifier.network())
         settings = {**QUICK, "guide": "uniform"}
         simplify(classifier, tmp_path / "first", start="inherited", target_params=size // 2, **settings)
-        log = simplify(tmp_path / "first", tmp_path / "second", target_params=size // 5, **settings, distill=False)
+        log = simplify(
+            tmp_path / "first", tmp_path / "second", target_params=size // 5, **{**settings, "distill": False}
+        )
         assert log["accepted"] is not None
         config = Run.open(tmp_path / "second").config
         assert (config.initial_weights, config.distill) == (None, None)

@@ -534,10 +534,8 @@ def _commands(log: Mapping[str, Any]) -> list[str]:
         value = arguments.get(key)
         if value is not None and key not in of_krm:
             command += [f"--{key.replace('_', '-')}", _said(value)]
-    if arguments.get("distill") is False:
-        command.append("--no-distill")
-    elif arguments.get("views") is not None:
-        command += ["--views", _said(arguments["views"])]
+    if arguments.get("distill"):
+        command += ["--distill", "--views", _said(arguments["views"])]
     for key, value in _settings(section(arguments, "settings")):
         command += ["--epochs", _said(value)] if key == "epochs" else ["--set", f"{key}={_said(value)}"]
     return [shlex.join(command), shlex.join(["radgaze", "evaluate", "AGAIN"])]

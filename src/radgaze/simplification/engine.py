@@ -63,7 +63,7 @@ def simplify(
     block_tau: float = 0.05,
     images: int = 16,
     difference: str = "mssim",
-    distill: bool = True,
+    distill: bool = False,
     views: int = 8,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
