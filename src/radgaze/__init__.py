@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from radgaze.comparison import compare
     from radgaze.errors import InputError, RadgazeError
     from radgaze.gaze import Gaze, Grid, detect_fixations, render, render_batch
-    from radgaze.inference import evaluate
+    from radgaze.inference import evaluate, measure_redundancy
     from radgaze.training import Run, fit
 
 __version__ = version("radgaze")
@@ -42,6 +42,7 @@ __all__ = [
     "import_reflacx",
     "import_tables",
     "make_phantom",
+    "measure_redundancy",
     "measures",
     "models",
     "plant_shortcut",
@@ -60,7 +61,7 @@ HOMES = {
     "comparison": ["compare"],
     "errors": ["InputError", "RadgazeError"],
     "gaze": ["Gaze", "Grid", "detect_fixations", "render", "render_batch"],
-    "inference": ["evaluate"],
+    "inference": ["evaluate", "measure_redundancy"],
     "training": ["Run", "fit"],
 }
 HOME_OF = {name: home for home, names in HOMES.items() for name in names}

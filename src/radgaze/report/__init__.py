@@ -1,7 +1,9 @@
-"""Reports of a run and of a comparison: one HTML file each, with tables and plots, readable without a network."""
+"""Reports of a run, of a comparison and of redundancy: one HTML file each, readable without a network."""
 
 from radgaze.report.comparison import write_comparison
 from radgaze.report.gallery import GalleryItem
 from radgaze.report.html import write_report
+from radgaze.report.kernels import LayerPictures, thirds
+from radgaze.report.redundancy import write_redundancy
 
-__all__ = ["GalleryItem", "write_comparison", "write_report"]
+__all__ = ["GalleryItem", "LayerPictures", "thirds", "write_comparison", "write_redundancy", "write_report"]
