@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from radgaze.comparison import compare
     from radgaze.errors import InputError, RadgazeError
     from radgaze.gaze import Gaze, Grid, detect_fixations, render, render_batch
-    from radgaze.inference import evaluate
+    from radgaze.inference import evaluate, measure_redundancy
     from radgaze.simplification import simplify
     from radgaze.training import Run, fit
 
@@ -43,6 +43,7 @@ __all__ = [
     "import_reflacx",
     "import_tables",
     "make_phantom",
+    "measure_redundancy",
     "measures",
     "models",
     "plant_shortcut",
@@ -62,7 +63,7 @@ HOMES = {
     "comparison": ["compare"],
     "errors": ["InputError", "RadgazeError"],
     "gaze": ["Gaze", "Grid", "detect_fixations", "render", "render_batch"],
-    "inference": ["evaluate"],
+    "inference": ["evaluate", "measure_redundancy"],
     "simplification": ["simplify"],
     "training": ["Run", "fit"],
 }

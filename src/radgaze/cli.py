@@ -487,6 +487,51 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: radgaze redundancy runs/first --tau 0.5")
+def redundancy(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    cohort: Annotated[
+        Path | None, typer.Option(help="Take the probe images from another cohort than the run's.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Probe images, from the training split.")] = 16,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Names or globs of convolutions, comma-separated, e.g. '*layer4*'; else all."),
+    ] = None,
+    after: Annotated[str, typer.Option(help="Where outputs are taken: activation, norm or conv.")] = "activation",
+    difference: Annotated[str, typer.Option(help="mssim, pearson, rmse or rmse-z.")] = "mssim",
+    tau: Annotated[
+        float, typer.Option(help="Perceived difference up to which one kernel may stand for another.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of probe images.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; the run's own by default.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how many kernels of a network show the eye something of their own.
+
+    Writes redundancy.html, with the kernels' output images grouped by what they show, and redundancy.json.
+    """
+    from radgaze.inference import measure_redundancy
+
+    report = measure_redundancy(
+        run,
+        cohort,
+        images=images,
+        layers=None if layers is None else parse_names(layers),
+        after=after,
+        difference=difference,
+        tau=tau,
+        seed=seed,
+        out=out,
+        progress=not quiet,
+    )
+    if as_json:
+        print_json(report)
+    else:
+        print_redundancy(report)
+
+
 @app.command(epilog="Example: radgaze simplify runs/first --out runs/small --max-auc-drop 0.005 --target-params 128000")
 def simplify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run that was trained with labels.")],
@@ -773,6 +818,29 @@ COMPARED = {
     "cam:cc": "CC (CAM)",
     "ece": "ECE",
 }
+
+
+def print_redundancy(report: Mapping[str, Any]) -> None:
+    network = report["network"]
+    table = Table("layer", "kernels", "dead", "distinct", "KRM", title=report["title"])
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, layer in report["layers"].items():
+        table.add_row(
+            name, str(layer["kernels"]), str(len(layer["dead"])), str(layer["distinct"]), f"{layer['krm']:.3f}"
+        )
+    table.add_section()
+    table.add_row(
+        "network", str(network["kernels"]), str(network["dead"]), str(network["distinct"]), f"{network['krm']:.3f}"
+    )
+    tables.print(table)
+    for name, reason in report["left_out"].items():
+        tables.print(f"Not measured: {name}, because {reason}.")
+    tables.print(
+        f"Distinct at τ = {report['tau']:g}, on {report['images']} probe images; the network's KRM weighs layers by "
+        "their parameters."
+    )
+    tables.print(f"Report: {report['path']}", soft_wrap=True)
 
 
 def print_simplification(log: dict[str, Any], out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from radgaze.errors import InputError
 from radgaze.models import build
 from radgaze.training import Augmentation, Run, fit
 from radgaze.training.config import RunConfig
-from radgaze.training.data import CohortDataset, probe_studies, training_studies
+from radgaze.training.data import CohortDataset, training_studies
 from radgaze.training.distillation import Teacher
 from radgaze.training.trainer import Trainer
 from tests.cohorts import blob_cohort, multilabel_cohort
@@ -312,39 +311,3 @@ class TestRefused:
     def test_settings(self, distill: dict[str, Any], match: str, cohort: Cohort, tmp_path: Path) -> None:
         self.refused(match, cohort, tmp_path / "run", distill=distill)
         self.refused("augmentation.views = 0", cohort, tmp_path / "run", augmentation={"views": 0})
-
-
-class TestProbeStudies:
-    def test_classes_in_turn_from_the_given_rows(self, cohort: Cohort) -> None:
-        rows = cohort.indices("train")
-        chosen = probe_studies(cohort, rows, 7, seed=3)
-        assert len(set(chosen.tolist())) == 7
-        assert set(chosen) <= set(rows)
-        assert chosen.tolist() == sorted(chosen)
-        assert sorted(np.bincount(cohort.targets[chosen]).tolist()) == [2, 2, 3]
-        assert chosen.tolist() == probe_studies(cohort, rows[::-1][::-1], 7, seed=3).tolist()
-        assert any(chosen.tolist() != probe_studies(cohort, rows, 7, seed=seed).tolist() for seed in range(4, 8))
-
-    def test_rare_classes_are_used_up(self, cohort: Cohort) -> None:
-        rows = cohort.indices("train")
-        few = np.concatenate([rows[cohort.targets[rows] == 0], rows[cohort.targets[rows] == 1][:1]])
-        chosen = probe_studies(cohort, few, 4)
-        assert np.bincount(cohort.targets[chosen]).tolist() == [3, 1]
-
-    def test_blank_images_are_skipped(self, cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
-        rows = cohort.indices("train")
-        blank = set(rows[::2].tolist())
-        get = Cohort.__getitem__
-
-        def some_blank(cohort: Cohort, row: int) -> Any:
-            study = get(cohort, row)
-            return SimpleNamespace(image=np.full_like(study.image, 9)) if row in blank else study
-
-        monkeypatch.setattr(Cohort, "__getitem__", some_blank)
-        assert set(probe_studies(cohort, rows, 6)) == set(rows.tolist()) - blank
-        with pytest.raises(InputError, match=r"has 6 studies to probe a network with, expected 7; ask for fewer"):
-            probe_studies(cohort, rows, 7)
-
-    def test_too_few(self, cohort: Cohort) -> None:
-        with pytest.raises(InputError, match=r"has 12 studies .* expected 13"):
-            probe_studies(cohort, cohort.indices("train"), 13)

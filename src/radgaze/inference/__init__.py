@@ -3,5 +3,6 @@
 from radgaze.inference.evaluation import evaluate
 from radgaze.inference.grad_cam import grad_cam
 from radgaze.inference.predict import predict_studies
+from radgaze.inference.redundancy import measure_redundancy
 
-__all__ = ["evaluate", "grad_cam", "predict_studies"]
+__all__ = ["evaluate", "grad_cam", "measure_redundancy", "predict_studies"]

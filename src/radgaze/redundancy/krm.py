@@ -23,11 +23,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
@@ -35,7 +36,7 @@ from radgaze.redundancy.capture import After, read_chains, watch
 from radgaze.redundancy.cover import check_threshold, count_distinct, distinct_kernels
 from radgaze.redundancy.difference import Difference, find_difference, is_constant, perceived
 
-__all__ = ["TAUS", "LayerRedundancy", "Layers", "RedundancyReport", "measure"]
+__all__ = ["TAUS", "LayerRedundancy", "Layers", "RedundancyReport", "measure", "output_images"]
 
 Layers = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 
@@ -77,6 +78,34 @@ class LayerRedundancy:
     def krm_at(self) -> dict[float, float]:
         """{τ: KRM}, the curve."""
         return {tau: 1 - distinct / self.kernels for tau, distinct in self.distinct_at.items()}
+
+    @property
+    def clusters(self) -> list[NDArray[np.int64]]:
+        """Each distinct kernel followed by the kernels it stands for: every live kernel once, largest cluster first.
+
+        Within a cluster the most alike come first where ``difference`` was kept, else they stand by number.
+        """
+        found = []
+        for kept in np.unique(self.stands_for[~self.dead]):
+            others = np.flatnonzero((self.stands_for == kept) & (np.arange(self.kernels) != kept))
+            if self.difference is not None:
+                others = others[np.argsort(self.difference[kept, others], kind="stable")]
+            found.append(np.concatenate([[kept], others]))
+        return sorted(found, key=len, reverse=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the name and ``difference``; ``dead`` as kernel numbers, ``distinct_at`` as K_τ by rising τ."""
+        return {
+            "kernels": self.kernels,
+            "distinct": self.distinct,
+            "dead": np.flatnonzero(self.dead).tolist(),
+            "krm": self.krm,
+            "parameters": self.parameters,
+            "size": list(self.size),
+            "taken": [list(operations) for operations in self.taken],
+            "distinct_at": list(self.distinct_at.values()),
+            "stands_for": self.stands_for.tolist(),
+        }
 
 
 @dataclass(frozen=True)
@@ -124,17 +153,36 @@ class RedundancyReport:
         taus = next(iter(layers)).distinct_at
         return {tau: sum(layer.parameters * layer.krm_at[tau] for layer in layers) / self.parameters for tau in taus}
 
+    def to_json(self) -> dict[str, Any]:
+        """The network's figures, and ``layers`` by name in the order of the forward pass."""
+        return {
+            "tau": self.tau,
+            "images": self.images,
+            "network": {
+                "krm": self.krm,
+                "kernels": self.kernels,
+                "distinct": self.distinct,
+                "dead": self.dead,
+                "parameters": self.parameters,
+                "krm_at": list(self.krm_at.values()),
+            },
+            "taus": list(self.krm_at),
+            "layers": {name: layer.to_json() for name, layer in self.layers.items()},
+            "left_out": self.left_out,
+        }
+
 
 def measure(
     model: nn.Module,
     images: Tensor,
     *,
     layers: Layers | None = None,
-    after: After = "activation",
+    after: str = "activation",
     difference: str | Difference = "mssim",
     tau: float = 0.5,
     taus: Sequence[float] = TAUS,
     keep_difference: bool = False,
+    progress: bool = False,
 ) -> RedundancyReport:
     """Measure how many kernels of ``model`` show the eye something of their own.
 
@@ -153,6 +201,7 @@ def measure(
         tau: threshold in (0, 1) of ``krm`` and ``distinct``. Under MSSIM the useful range is about 0.3 to 0.8.
         taus: thresholds of the curve.
         keep_difference: keep each layer's D in the report.
+        progress: show a progress bar.
 
     Raises:
         InputError: for a model without such layers, with NaN or infinite weights or outputs; for fewer than two images,
@@ -161,8 +210,7 @@ def measure(
     check_threshold("tau", tau)
     for threshold in taus:
         check_threshold("a value in taus", threshold)
-    if after not in get_args(After):
-        raise InputError(f"after is {after!r}: {nearest(str(after), get_args(After))}")
+    place = _place(after)
     compare = find_difference(difference)
     convs = _choose(model, layers)
     check_weights(model)
@@ -172,8 +220,8 @@ def measure(
     probes = [image[None].to(like.device, like.dtype) for image in images]
     sums = {name: MeanDifference(compare) for name in convs}
     with evaluating(model), torch.no_grad():
-        chains = read_chains(model, probes[0], convs, after)
-        for number, probe in enumerate(probes):
+        chains = read_chains(model, probes[0], convs, place)
+        for number, probe in enumerate(track(probes, description="looking at kernels", disable=not progress)):
 
             def take(name: str, output: Tensor, image: int = number) -> None:
                 sums[name].add(output, name, image)
@@ -198,6 +246,38 @@ def measure(
         images=len(images),
         left_out=left_out,
     )
+
+
+def output_images(
+    model: nn.Module, image: Tensor, *, layers: Layers | None = None, after: str = "activation"
+) -> dict[str, Tensor]:
+    """What the kernels of some layers show on one image, as the eye perceives it.
+
+    Args:
+        model: as for :func:`measure`, and left as it was alike.
+        image: (C, H, W), as the model takes it.
+        layers: which modules; None: every convolution.
+        after: where outputs are taken.
+
+    Returns:
+        {module name: (K, h, w) in [0, 1], on the CPU}, in the order of calls; of a module called several times its last
+        output. A kernel constant on this image is zero everywhere.
+
+    Raises:
+        InputError: for an unknown layer or ``after``.
+    """
+    place = _place(after)
+    convs = _choose(model, layers)
+    like = next(model.parameters())
+    probe = image[None].to(like.device, like.dtype)
+    seen: dict[str, Tensor] = {}
+
+    def take(name: str, output: Tensor) -> None:
+        seen[name] = perceived(output[0]).cpu()
+
+    with evaluating(model), torch.no_grad():
+        watch(model, probe, convs, read_chains(model, probe, convs, place), take)
+    return seen
 
 
 class MeanDifference:
@@ -305,6 +385,12 @@ def _choose(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
             "layers is empty, expected at least one layer: give names, globs or module types, or None for all"
         )
     return {name: module for name, module in convs.items() if name in chosen}
+
+
+def _place(after: str) -> After:
+    if after not in get_args(After):
+        raise InputError(f"after is {after!r}: {nearest(str(after), get_args(After))}")
+    return cast(After, after)
 
 
 def check_weights(model: nn.Module) -> None:

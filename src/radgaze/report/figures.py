@@ -42,6 +42,7 @@ __all__ = [
     "Tried",
     "colour_bar",
     "data_uri",
+    "depth_plot",
     "interval_mark",
     "line_panel",
     "mark_points",
@@ -53,6 +54,7 @@ __all__ = [
     "series_colour",
     "series_dash",
     "size_panel",
+    "threshold_plot",
     "to_uint8",
     "trade_plot",
 ]
@@ -439,6 +441,68 @@ def reliability_plot(name: str, bins: Sequence[Mapping[str, Any]], *, alt: str) 
         below.set_xlabel("confidence")
         below.set_ylabel("predictions")
         figure.align_ylabels([axes, below])
+        return _inline(figure, name, alt)
+
+
+def depth_plot(
+    name: str,
+    krm: Sequence[float],
+    kernels: Sequence[int],
+    distinct: Sequence[int],
+    colours: Sequence[str],
+    *,
+    alt: str,
+) -> Markup:
+    """The kernel redundancy of a network's layers in forward order, each layer in its colour.
+
+    Above the KRM; below, on a logarithmic axis, a ring for a layer's kernels and a dot for the distinct ones (none
+    where there are none): the longer the line between them, the more redundant the layer.
+    """
+    places, inks = np.arange(1, len(krm) + 1), [_LIGHT[colour] for colour in colours]
+    with _drawing(name, 900, 400) as figure:
+        axes = _axes(figure, (0.055, 0.57, 0.94, 0.4))
+        axes.bar(places, krm, 0.72, color=inks, linewidth=0)
+        axes.set_ylim(0, 1.02)
+        axes.tick_params(labelbottom=False)
+        axes.set_ylabel("KRM")
+        below = _axes(figure, (0.055, 0.115, 0.94, 0.4), sharex=axes)
+        low = min(0.7, 0.7 * min(distinct)) if min(distinct) else 0.5
+        below.vlines(places, np.maximum(distinct, low), kernels, color=inks, linewidth=1.6, alpha=0.6)
+        below.scatter(places, kernels, s=20, facecolors="none", edgecolors=inks, linewidths=1.4)
+        shown = np.array(distinct) > 0
+        below.scatter(
+            places[shown], np.array(distinct)[shown], s=26, color=np.array(inks)[shown], linewidths=0, zorder=3
+        )
+        below.set_yscale("log", base=10)
+        below.set_ylim(low, 1.5 * max(kernels))
+        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        below.yaxis.set_minor_formatter(NullFormatter())
+        below.tick_params(which="minor", length=0)
+        below.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
+        below.set_xlim(0.2, len(krm) + 0.8)
+        below.set_xlabel("layer, in the order of the forward pass", labelpad=2)
+        below.set_ylabel("kernels")
+        figure.align_ylabels([axes, below])
+        return _inline(figure, name, alt)
+
+
+def threshold_plot(name: str, curves: Sequence[Curve], *, tau: float, alt: str) -> Markup:
+    """Curves of KRM over the threshold, those without emphasis faint, ``tau`` as a marked line."""
+    with _drawing(name, 420, 400) as figure:
+        axes = _axes(figure, (0.12, 0.115, 0.865, 0.865))
+        axes.axvline(tau, color=_LIGHT["axis"], linewidth=1.1, dashes=(4, 3), zorder=1)
+        for curve in curves:
+            axes.plot(
+                curve.x,
+                curve.y,
+                color=_LIGHT[curve.colour],
+                linewidth=2.6 if curve.emphasis else 1.1,
+                alpha=1.0 if curve.emphasis else 0.45,
+                zorder=3 if curve.emphasis else 2,
+            )
+        _unit_square(axes)
+        axes.set_xlabel("threshold τ: perceived difference")
+        axes.set_ylabel("KRM")
         return _inline(figure, name, alt)
 
 

@@ -33,12 +33,13 @@ from radgaze.models.channels import ChannelGraph
 from radgaze.redundancy.cover import check_threshold
 from radgaze.redundancy.difference import find_difference
 from radgaze.redundancy.krm import check_weights
+from radgaze.redundancy.probe import probe_studies
 from radgaze.report import write_simplification
 from radgaze.simplification.guides import GUIDES, KRM, Guide, Ranking, Uniform, importance
 from radgaze.simplification.perception import fit_gains
 from radgaze.simplification.structure import Structure, apply, as_narrow, is_narrow
 from radgaze.training.attention import AttentionTarget
-from radgaze.training.data import CohortDataset, load_images, probe_studies
+from radgaze.training.data import CohortDataset, load_images
 from radgaze.training.runs import Run
 from radgaze.training.trainer import fit, make_objective, plan_training
 

@@ -189,36 +189,3 @@ def loader(dataset: CohortDataset, batches: Batches, *, workers: int, pin: bool)
         persistent_workers=False,  # the sampler's epoch is read anew each time
         multiprocessing_context="fork" if workers else None,
     )
-
-
-def probe_studies(cohort: Cohort, studies: NDArray[np.int64], count: int, seed: int = 0) -> NDArray[np.int64]:
-    """``count`` of ``studies`` that show what the cohort holds, classes in turn, ascending; none with a blank image.
-
-    Args:
-        cohort: Open cohort.
-        studies: Rows to choose from; those a run was trained on, if it is to be measured on what it knows.
-        count: How many, at least 1.
-        seed: Of the choice within a class.
-
-    Raises:
-        InputError: Fewer studies with an image that shows something.
-    """
-    order = np.random.default_rng(seed).permutation(studies)
-    of_class: dict[str, list[int]] = {}
-    for row in order:
-        of_class.setdefault(str(cohort.strata[row]), []).append(int(row))
-    queues = [iter(of_class[name]) for name in sorted(of_class)]
-    chosen: list[int] = []
-    while queues and len(chosen) < count:
-        for queue in list(queues):
-            row = next((row for row in queue if np.ptp(cohort[row].image) > 0), None)
-            if row is None:
-                queues.remove(queue)
-            elif len(chosen) < count:
-                chosen.append(row)
-    if len(chosen) < count:
-        raise InputError(
-            f"Cohort {cohort.name!r} has {len(chosen)} studies to probe a network with, expected {count}; "
-            "ask for fewer."
-        )
-    return np.array(sorted(chosen))

@@ -1,0 +1,135 @@
+"""Measure the kernel redundancy of a run on its own training images; write ``redundancy.json`` and ``redundancy.html``.
+
+What is measured is defined in :mod:`radgaze.redundancy`. The probe images come from the training split, so the test
+split stays unseen by whatever is decided from this report, such as which kernels to leave out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from radgaze import __version__
+from radgaze.cohort import Cohort
+from radgaze.cohort.store import sha256
+from radgaze.files import write_json
+from radgaze.redundancy import TAUS, LayerRedundancy, RedundancyReport, measure, output_images, probe_studies
+from radgaze.report import LayerPictures, thirds, write_redundancy
+from radgaze.training.data import load_images
+from radgaze.training.runs import Run
+
+__all__ = ["measure_redundancy"]
+
+
+def measure_redundancy(
+    run: Run | Path | str,
+    cohort: Cohort | Path | str | None = None,
+    *,
+    images: int = 16,
+    layers: str | Sequence[str] | None = None,
+    after: str = "activation",
+    difference: str = "mssim",
+    tau: float = 0.5,
+    taus: Sequence[float] = TAUS,
+    seed: int = 0,
+    out: Path | str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure how many kernels of ``run``'s network show the eye something of their own, and write the report.
+
+    Args:
+        run: A trained run or its folder.
+        cohort: The cohort to take the probe images from; by default the one it was trained on.
+        images: How many probe images, at least 2: of the studies the run learned from, spread evenly over the classes
+            (:func:`~radgaze.redundancy.probe_studies`). From another cohort: of its training split.
+        layers: Names or globs of convolutions, such as ``"*layer4*"``; by default all.
+        after: Where outputs are taken: ``"activation"``, ``"norm"`` or ``"conv"``.
+        difference: A name in :data:`~radgaze.redundancy.DIFFERENCES`.
+        tau: Perceived difference, between 0 and 1, up to which one kernel may stand for another.
+        taus: Thresholds of the curves.
+        seed: Of the choice of probe images.
+        out: Folder of the report; by default the run's own.
+        progress: Show a progress bar.
+
+    Returns:
+        The content of ``redundancy.json``, with the page's path under ``"path"``.
+
+    Raises:
+        InputError: Not a finished run, a cohort that does not fit it or has fewer images to look at, and
+            whatever :func:`~radgaze.redundancy.measure` refuses.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    cohort = run.cohort(cohort)
+    studies = probe_studies(cohort, run.training_studies(cohort), images, seed)
+    probes = load_images(cohort, studies.tolist())
+    device = torch.device("cuda" if torch.cuda.is_available() and run.config.accelerator != "cpu" else "cpu")
+    network = run.network().to(device)
+    measured = measure(
+        network,
+        probes,
+        layers=layers,
+        after=after,
+        difference=difference,
+        tau=tau,
+        taus=taus,
+        keep_difference=True,  # the gallery orders each cluster by it
+        progress=progress,
+    )
+    shown = gallery_layers(measured)
+    pictures = output_images(network, probes[0], layers=shown, after=after)
+    strata = cohort.strata
+    ids = cohort.studies["study_id"][studies].to_list()
+    report: dict[str, Any] = {
+        "radgaze": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "title": f"Kernel redundancy of {run.config.method} on {cohort.name}",
+        "run": {
+            "method": run.config.method,
+            "network": run.content["network"],
+            "seed": run.config.seed,
+            "parameters": run.content["parameters"],
+            "weights": sha256(run.path / "weights.safetensors"),
+        },
+        "cohort": {"name": cohort.name, "source": cohort.meta["source"], "size": list(cohort.size)},
+        "settings": {
+            "images": images,
+            "layers": [layers] if isinstance(layers, str) else layers and list(layers),
+            "after": after,
+            "difference": difference,
+            "tau": tau,
+            "seed": seed,
+        },
+        "probe": {
+            "split": "train",
+            "studies": ids,
+            "classes": dict(Counter(strata[row] or "unlabelled" for row in studies)),
+        },
+        **measured.to_json(),
+        "gallery": {"study_id": ids[0], "layers": shown},
+    }
+    gallery = [layer_pictures(measured.layers[name], pictures[name].numpy()) for name in shown]
+    folder = Path(out) if out else run.path
+    write_json(folder / "redundancy.json", report)
+    page = write_redundancy(report, probes[0, 0].numpy(), gallery, folder)
+    return {**report, "path": str(page)}
+
+
+def layer_pictures(layer: LayerRedundancy, outputs: NDArray[np.float32]) -> LayerPictures:
+    assert layer.difference is not None  # asked to be kept
+    distance = layer.difference[np.arange(layer.kernels), layer.stands_for]
+    return LayerPictures(layer.name, outputs, layer.clusters, distance)
+
+
+def gallery_layers(report: RedundancyReport) -> list[str]:
+    """The first and the last layer, and of each third of the depth the one with the most redundant parameters."""
+    layers = list(report.layers.values())
+    chosen = {layers[0].name, layers[-1].name}
+    chosen |= {max(third, key=lambda layer: layer.parameters * layer.krm).name for third in thirds(layers)}
+    return [layer.name for layer in layers if layer.name in chosen]
