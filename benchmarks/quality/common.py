@@ -11,7 +11,15 @@ from radgaze.files import read_json
 from radgaze.inference import evaluate
 from radgaze.training import fit
 
-__all__ = ["markdown", "over_seeds", "train_and_evaluate"]
+__all__ = ["RECIPE", "markdown", "over_seeds", "train_and_evaluate"]
+
+RECIPE = {
+    "batch_size": 16,
+    "learning_rate": 2e-3,
+    "schedule": "one-cycle",
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+}
 
 
 def train_and_evaluate(cohort: Cohort, run: Path, method: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import markdown
+from common import RECIPE, markdown
 from kermany import prepare
 from radgaze.cohort import Cohort, plant_shortcut
 from radgaze.cohort.phantom import make_phantom
@@ -30,13 +30,6 @@ from radgaze.report.values import number, signed
 
 SIZE = 112
 PHANTOM_HEIGHT = 512
-RECIPE = {
-    "batch_size": 16,
-    "learning_rate": 2e-3,
-    "schedule": "one-cycle",
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-}
 LUNGS = {**RECIPE, "attention": "mask:lungs"}
 # a quarter of the width, so that some 50 trainings fit two cores; stride 16, so that the CAM has 7x7 cells at 112 px
 RESNET = {"model": {"options": {"channels": [16, 32, 64, 128], "stem_width": 16, "output_stride": 16}}}

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from common import lookup, markdown, train_and_evaluate
+from common import RECIPE, lookup, markdown, train_and_evaluate
 from kermany import paired_difference, prepare
 from radgaze.cohort import Cohort
 from radgaze.files import read_json
@@ -33,17 +33,14 @@ from radgaze.simplification import simplify
 from radgaze.training import Run
 
 SIZE = 112
-RECIPE = {
-    "batch_size": 16,
-    "learning_rate": 2e-3,
-    "schedule": "one-cycle",
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
+# stride 16, so that the CAM has 7x7 cells at 112 px
+LARGE = {
+    **RECIPE,
     "precision": "bf16",
     "monitor": "val_auc_macro",
+    "model": {"backbone": "resnet50", "options": {"output_stride": 16}},
+    "epochs": 12,
 }
-# stride 16, so that the CAM has 7x7 cells at 112 px
-LARGE = {**RECIPE, "model": {"backbone": "resnet50", "options": {"output_stride": 16}}, "epochs": 12}
 SMALL = {"epochs": 24}
 ANY = 1.0  # every size is measured, whether it would be accepted or not
 
