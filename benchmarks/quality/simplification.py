@@ -4,8 +4,8 @@
 
 --data holds the images.csv, images.zip and lung_masks.zip of Kermany et al. For each seed a ResNet50 is trained from
 scratch; then every arm makes it smaller with `radgaze simplify`, in one pass to the same number of parameters, and
-trains it with the same budget, without distillation. Uniform and random structures start from fresh weights, those by
-importance from the weights of the kernels they keep; krm does both. Finished steps are kept in the work folder, so an
+trains it with the same budget, without distillation. Uniform widths start from fresh weights, kernels drawn at random
+or chosen by importance from their own; krm does both. Finished steps are kept in the work folder, so an
 interrupted benchmark goes on where it stopped. Prints the tables of docs/results.md.
 """
 
@@ -49,17 +49,18 @@ ANY = 1.0  # every size is measured, whether it would be accepted or not
 class Arm:
     guide: str
     start: str
-    ratio: float = 1e6  # one pass
+    ranking: str = "group"
 
 
 ARMS = {
     "krm": Arm("krm", "fresh"),
     "krm-inherited": Arm("krm", "inherited"),
     "uniform": Arm("uniform", "fresh"),
-    "random": Arm("random", "fresh"),
+    "random": Arm("random", "inherited"),
     "l1": Arm("l1", "inherited"),
     "fpgm": Arm("fpgm", "inherited"),
     "taylor": Arm("taylor", "inherited"),
+    "taylor-global": Arm("taylor", "inherited", ranking="all"),
 }
 
 
@@ -94,7 +95,8 @@ def work_on(task: Task) -> Task:
             task.run,
             guide=arm.guide,
             start=arm.start,
-            ratio=arm.ratio,
+            ranking=arm.ranking,
+            ratio=1e6,  # one pass
             target_params=task.params,
             max_auc_drop=ANY,
             distill=False,

@@ -543,6 +543,9 @@ def simplify(
         int | None, typer.Option(help="Stop at so many parameters; without, when nothing shrinks any more.")
     ] = None,
     guide: Annotated[str, typer.Option(help="krm, or a rival: uniform, random, l1, fpgm, taylor.")] = "krm",
+    ranking: Annotated[
+        str, typer.Option(help="random, l1, fpgm, taylor: within each group of channels, or over all.")
+    ] = "group",
     start: Annotated[
         str, typer.Option(help="fresh (new weights, ResNets only) or inherited (the kept kernels' weights).")
     ] = "fresh",
@@ -583,6 +586,7 @@ def simplify(
         max_auc_drop=max_auc_drop,
         target_params=target_params,
         guide=guide,
+        ranking=ranking,
         start=start,
         ratio=ratio,
         tau=tau,

@@ -42,9 +42,7 @@ def test_blank_images_are_skipped(cohort: Cohort, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Cohort, "__getitem__", some_blank)
     assert set(probe_studies(cohort, rows, 6)) == set(rows.tolist()) - blank
-    with pytest.raises(
-        InputError, match=r"has 6 images .* that are not blank, expected 7; ask for fewer"
-    ):
+    with pytest.raises(InputError, match=r"has 6 images .* that are not blank, expected 7; ask for fewer"):
         probe_studies(cohort, rows, 7)
 
 

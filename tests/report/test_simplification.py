@@ -199,14 +199,15 @@ def test_steps_that_could_not_reach_their_aim_or_had_a_fixed_threshold_say_so(sh
 
 
 @pytest.mark.parametrize(
-    ("guide", "told"),
+    ("guide", "ranking", "told"),
     [
-        ("uniform", "0.34 of each group’s channels is the largest share that gets there"),
-        ("l1", "0.34 of all channels is the largest share that gets there"),
+        ("uniform", "all", "0.34 of each group’s channels is the largest share that gets there"),
+        ("l1", "group", "0.34 of each group’s channels is the largest share that gets there"),
+        ("l1", "all", "0.34 of all channels is the largest share that gets there"),
     ],
 )
-def test_a_rival_is_told_as_itself(show: Show, log: dict[str, Any], guide: str, told: str) -> None:
-    log["arguments"] |= {"guide": guide, "start": "inherited", "distill": False}
+def test_a_rival_is_told_as_itself(show: Show, log: dict[str, Any], guide: str, ranking: str, told: str) -> None:
+    log["arguments"] |= {"guide": guide, "ranking": ranking, "start": "inherited", "distill": False}
     for each in log["steps"]:
         each["dropped"] = {}
         each["share"] = each.pop("tau") + 0.025

@@ -215,7 +215,12 @@ class TestRanking:
         [(0.999, [0, 1, 2, 3], [0, 1]), (0.5, [0, 2, 3], [1]), (0.7, [0, 2, 3], [1]), (0.001, [0], [1])],
     )
     def test_the_best_over_all_groups_and_the_best_of_each(self, share: float, a: list[int], b: list[int]) -> None:
-        kept = Ranking(self.scores).structure(share).kept
+        kept = Ranking(self.scores, "all").structure(share).kept
         assert kept["a"].channels.tolist() == a
         assert kept["b"].channels.tolist() == b
         assert kept["a"].stands_for is None
+
+    @pytest.mark.parametrize(("share", "a", "b"), [(0.999, [0, 1, 2, 3], [0, 1]), (0.5, [0, 3], [1]), (0.1, [0], [1])])
+    def test_the_same_share_of_each_group(self, share: float, a: list[int], b: list[int]) -> None:
+        kept = Ranking(self.scores, "group").structure(share).kept
+        assert (kept["a"].channels.tolist(), kept["b"].channels.tolist()) == (a, b)

@@ -42,19 +42,23 @@ CHANCE = 0.5  # macro AUC of a network that knows nothing
 GUIDES = {
     "krm": ("kernel redundancy", "Kernels that show the eye what another one shows already go."),
     "uniform": ("uniform width", "The same share of every group’s channels stays, whatever they show."),
-    "random": ("chance", "Channels are drawn at random over all groups; every group keeps one."),
-    "l1": ("small weights", "Channels whose weights are small go (Li et al. 2017), ranked over all groups."),
+    "random": ("chance", "Channels are drawn at random."),
+    "l1": ("small weights", "Channels whose weights are small go (Li et al. 2017)."),
     "fpgm": (
         "the geometric median",
-        "Channels near the geometric median of their layer go (He et al. 2019), ranked over all groups.",
+        "Channels near the geometric median of their layer go (He et al. 2019).",
     ),
     "taylor": (
         "the loss’s gradients",
-        "Channels whose loss would change least without them go, to first order (Molchanov et al. 2019), ranked over "
-        "all groups.",
+        "Channels whose loss would change least without them go, to first order (Molchanov et al. 2019).",
     ),
 }
 """What decides which kernels stay, by name: in a sentence, and told."""
+
+RANKED = {
+    "group": " The same share of every group stays.",
+    "all": " They are ranked over all groups, and every group keeps its best one.",
+}
 
 DIFFERENCES = {
     "mssim": "1 − MSSIM, what their structural similarity (windows of 11 × 11 pixels) leaves to 1",
@@ -415,7 +419,7 @@ def _aim(log: Mapping[str, Any], step: Step) -> str:
         else:
             told = f"τ = {setting} is " + ("the least threshold that gets there" if reached else "as far as it goes")
     else:
-        whose = "each group’s" if arguments.get("guide") == "uniform" else "all"
+        whose = "all" if _over_all(arguments) else "each group’s"
         told = f"{setting} of {whose} channels is " + (
             "the largest share that gets there" if reached else "as far as it goes"
         )
@@ -501,6 +505,8 @@ def _method(log: Mapping[str, Any]) -> dict[str, Any] | None:
         }
     else:
         told["What stays"] = GUIDES.get(guide, ("", guide))[1]
+        if guide != "uniform":
+            told["What stays"] += RANKED["all" if _over_all(arguments) else "group"]
     if arguments.get("start") == "inherited":
         merged = ", with those that go merged into the most similar that stay" if guide == "krm" else ""
         training = f"It starts from the weights of the kernels that stay{merged}"
@@ -529,10 +535,10 @@ def _commands(log: Mapping[str, Any]) -> list[str]:
     if not arguments:
         return []
     command = ["radgaze", "simplify", "RUN", "--out", "AGAIN"]
-    of_krm = {"tau", "block_tau", "difference"} if arguments.get("guide") != "krm" else set()
+    others = {"tau", "block_tau", "difference"} if arguments.get("guide") != "krm" else {"ranking"}
     for key in OPTIONS:
         value = arguments.get(key)
-        if value is not None and key not in of_krm:
+        if value is not None and key not in others:
             command += [f"--{key.replace('_', '-')}", _said(value)]
     if arguments.get("distill"):
         command += ["--distill", "--views", _said(arguments["views"])]
@@ -541,7 +547,14 @@ def _commands(log: Mapping[str, Any]) -> list[str]:
     return [shlex.join(command), shlex.join(["radgaze", "evaluate", "AGAIN"])]
 
 
-OPTIONS = ("max_auc_drop", "target_params", "guide", "start", "ratio", "tau", "block_tau", "images", "difference")
+OPTIONS = (
+    *("max_auc_drop", "target_params", "guide", "ranking", "start", "ratio"),
+    *("tau", "block_tau", "images", "difference"),
+)
+
+
+def _over_all(arguments: Mapping[str, Any]) -> bool:
+    return arguments.get("ranking") == "all" and arguments.get("guide") not in ("krm", "uniform")
 
 
 def _said(value: Any) -> str:

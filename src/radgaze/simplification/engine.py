@@ -35,7 +35,7 @@ from radgaze.redundancy.difference import find_difference
 from radgaze.redundancy.krm import check_weights
 from radgaze.redundancy.probe import probe_studies
 from radgaze.report import write_simplification
-from radgaze.simplification.guides import GUIDES, KRM, Guide, Ranking, Uniform, importance
+from radgaze.simplification.guides import GUIDES, KRM, RANKINGS, Guide, Ranking, Uniform, importance
 from radgaze.simplification.perception import fit_gains
 from radgaze.simplification.structure import Structure, apply, as_narrow, is_narrow
 from radgaze.training.attention import AttentionTarget
@@ -58,6 +58,7 @@ def simplify(
     max_auc_drop: float = 0.005,
     target_params: int | None = None,
     guide: str = "krm",
+    ranking: str = "group",
     start: str = "fresh",
     ratio: float = 8.0,
     tau: float | None = None,
@@ -78,6 +79,8 @@ def simplify(
         max_auc_drop: By how much the macro AUC on the validation split may fall below the run's, in [0, 1].
         target_params: Stop at this many parameters or fewer; None goes on until nothing shrinks.
         guide: What decides which kernels stay: a name in :data:`radgaze.simplification.guides.GUIDES`.
+        ranking: With a guide by importance: ``"group"`` keeps the same share of every group of tied channels, ``"all"``
+            the most important over all groups.
         start: ``"fresh"`` trains the smaller structure from new weights (ResNets only), ``"inherited"`` from those of
             the kernels that stay, the others' merged into them.
         ratio: Each step aims at 1 / ratio of the parameters, above 1.2.
@@ -106,6 +109,7 @@ def simplify(
         "max_auc_drop": max_auc_drop,
         "target_params": target_params,
         "guide": guide,
+        "ranking": ranking,
         "start": start,
         "ratio": ratio,
         "tau": tau,
@@ -228,7 +232,8 @@ class Loop:
             return KRM(network, images, self.arguments["difference"], self.arguments["block_tau"])
         if kind == "uniform":
             return Uniform(network)
-        return Ranking(importance(network, kind, seed=self.base.config.seed, backward=self.backward))
+        scores = importance(network, kind, seed=self.base.config.seed, backward=self.backward)
+        return Ranking(scores, self.arguments["ranking"])
 
     def backward(self, network: Network) -> None:
         """Gradients of the run's own loss on the probe studies, for importance by Taylor expansion."""
@@ -361,6 +366,8 @@ def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
             raise InputError(f"{name} is {arguments[name]}, expected {low} to {high}; try 0.005 or 0.05.")
     if arguments["guide"] not in GUIDES:
         raise InputError(f"There is no guide {arguments['guide']!r}: {nearest(arguments['guide'], GUIDES)}")
+    if arguments["ranking"] not in RANKINGS:
+        raise InputError(f"There is no ranking {arguments['ranking']!r}: {nearest(arguments['ranking'], RANKINGS)}")
     if arguments["start"] not in STARTS:
         raise InputError(f"There is no start {arguments['start']!r}: {nearest(arguments['start'], STARTS)}")
     if not LEAST_RATIO < arguments["ratio"] < math.inf:

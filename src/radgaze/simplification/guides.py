@@ -2,13 +2,13 @@
 
 krm      the distinct kernels of each group at threshold τ, and no block that is perceived as its input
 uniform  the same share of every group, the first ones: the usual way to a narrower network
-random   kernels drawn at random over all groups
+random   kernels drawn at random
 l1       kernels of small weights go (Li et al. 2017), over all layers of a group
 fpgm     kernels near the geometric median of their layer go (He et al. 2019)
 taylor   kernels whose loss would change least go, to first order (Molchanov et al. 2019)
 
-The last three are Torch-Pruning's measures of importance, of a whole group and divided by their mean in it, and are
-ranked over all groups: what it calls global pruning.
+The last three are Torch-Pruning's measures of importance, of a whole group and divided by their mean in it. They are
+ranked within each group, of which the same share stays, or over all groups, which it calls global pruning.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from radgaze.redundancy.difference import Difference
 from radgaze.simplification.perception import block_changes, group_redundancy
 from radgaze.simplification.structure import Kept, Structure
 
-__all__ = ["GUIDES", "KRM", "Guide", "Ranking", "Uniform", "importance"]
+__all__ = ["GUIDES", "KRM", "RANKINGS", "Guide", "Ranking", "Uniform", "importance"]
 
 GUIDES = ("krm", "uniform", "random", "l1", "fpgm", "taylor")
+RANKINGS = ("group", "all")
 
 
 class Guide(ABC):
@@ -118,27 +119,27 @@ class Uniform(Guide):
 
 
 class Ranking(Guide):
-    """The most important channels, compared over all groups; every group keeps its best one.
+    """The most important channels; every group keeps its best one.
 
     Args:
         scores: By group, (K,) the more important the larger.
+        ranking: "group" keeps the same share of each group, "all" the best over all groups.
     """
 
     dial = "share"
     settings = Uniform.settings
 
-    def __init__(self, scores: dict[str, NDArray[np.float64]]) -> None:
-        self.scores = scores
+    def __init__(self, scores: dict[str, NDArray[np.float64]], ranking: str = "group") -> None:
+        self.scores, self.ranking = scores, ranking
         self.sorted = np.sort(np.concatenate(list(scores.values())))[::-1]
 
     def structure(self, setting: float) -> Structure:
         least = self.sorted[max(1, round(setting * len(self.sorted))) - 1]
-        return Structure({name: Kept(self.best(scores, least)) for name, scores in self.scores.items()})
-
-    @staticmethod
-    def best(scores: NDArray[np.float64], least: float) -> NDArray[np.int64]:
-        kept = np.flatnonzero(scores >= least)
-        return kept if len(kept) else np.array([scores.argmax()])
+        kept = {}
+        for name, scores in self.scores.items():
+            count = round(setting * len(scores)) if self.ranking == "group" else int((scores >= least).sum())
+            kept[name] = Kept(np.sort(np.argsort(-scores, kind="stable")[: max(1, count)]))
+        return Structure(kept)
 
 
 def importance(
