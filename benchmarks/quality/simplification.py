@@ -150,7 +150,7 @@ def row(cohort: Cohort, name: str, tasks: Sequence[Task], large: Sequence[Task])
         spread([best_validation(run) for run in runs]),
         spread([lookup(report, ("classification", "auc_macro"))["value"] for report in reports]),
         "" if own else f"{float(difference.value):+.4f} [{float(difference.low):+.4f}, {float(difference.high):+.4f}]",
-        spread([lookup(report, ("localisation", "model", "energy_inside"))["mean"] for report in reports]),
+        spread([lookup(report, ("localisation", "model", "overall", "energy_inside"))["mean"] for report in reports]),
     ]
 
 
