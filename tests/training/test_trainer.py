@@ -133,6 +133,16 @@ def test_resume_of_a_finished_run_changes_nothing(cohort: Cohort, tmp_path: Path
     assert longer.state.epoch == 3
 
 
+def test_resume_of_a_run_that_is_older_than_some_settings(cohort: Cohort, tmp_path: Path) -> None:
+    fit(cohort, tmp_path / "run", epochs=1, **SMALL)
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    del content["run"]["distill"], content["run"]["augmentation"]["views"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(content))
+    assert fit(cohort, tmp_path / "run", epochs=2, resume=True, **SMALL).state.epoch == 2
+    with pytest.raises(InputError, match="started with augmentation"):
+        fit(cohort, tmp_path / "run", epochs=2, resume=True, augmentation={"views": 3}, **SMALL)
+
+
 @pytest.mark.parametrize(
     ("scheme", "absent"), [("saliency-only", "val_auc_macro"), ("class-only", "val_cc"), ("equal", "sigma_class")]
 )

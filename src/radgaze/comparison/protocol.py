@@ -22,6 +22,7 @@ from radgaze.errors import InputError, nearest
 from radgaze.files import read_json, write_json
 from radgaze.models.build import NETWORKS
 from radgaze.training.attention import AttentionTarget
+from radgaze.training.config import RunConfig
 from radgaze.training.methods import METHODS, find_method, resolve
 from radgaze.training.runs import Run
 from radgaze.training.trainer import build_network, check_folder, plan_training
@@ -416,8 +417,9 @@ def check_unchanged(out: Path, before: Mapping[str, Any], arms: Sequence[Arm]) -
     for arm in arms:
         if arm.foreign or arm.name not in before:
             continue
+        started = RunConfig.parse(before[arm.name]).dump()  # settings that came later have their defaults
         for key, value in arm.config.items():
-            old = before[arm.name].get(key)
+            old = started[key]
             if old != value and key not in WHERE_IT_RUNS:
                 raise InputError(
                     f"The comparison in {str(out)!r} was started with {key} = {old!r} for {arm.name!r}, not "

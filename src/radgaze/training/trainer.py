@@ -209,8 +209,9 @@ def check_folder(out: Path, content: dict[str, Any], resume: bool) -> None:
     before = Run.open(out)
     # a one-cycle rate depends on how long the whole run is
     may_change = MAY_CHANGE_ON_RESUME | ({"epochs"} if before.config.schedule == "plateau" else set())
+    started = before.config.dump()  # settings that came later than the run have their defaults
     for key, value in content["run"].items():
-        old = before.content["run"].get(key)
+        old = started[key]
         if old != value and key not in may_change:
             raise InputError(
                 f"The run in {str(out)!r} was started with {key} = {old!r}, not {value!r}; "
