@@ -116,8 +116,8 @@ def measure_redundancy(
     }
     gallery = [layer_pictures(measured.layers[name], pictures[name].numpy()) for name in shown]
     folder = Path(out) if out else run.path
-    write_json(folder / "redundancy.json", report)
     page = write_redundancy(report, probes[0, 0].numpy(), gallery, folder)
+    write_json(folder / "redundancy.json", report)
     return {**report, "path": str(page)}
 
 
