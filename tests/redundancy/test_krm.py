@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from radgaze.errors import InputError
 from radgaze.models import MTUNet
-from radgaze.redundancy import measure
-from radgaze.redundancy.difference import structural_difference
+from radgaze.redundancy import LayerRedundancy, RedundancyReport, measure, output_images
+from radgaze.redundancy.difference import perceived, structural_difference
 
 
 def images(number: int = 3, channels: int = 1, size: int = 24) -> Tensor:
@@ -175,6 +176,147 @@ class TestLayers:
         alone = [measure(m, images(), keep_difference=True).layers["0"].difference for m in (relu, model.conv)]
         np.testing.assert_allclose(twice.difference, (alone[0] + alone[1]) / 2, atol=1e-6)
         assert twice.taken == (("conv.0", "relu"), ("conv.0",))
+
+
+class TestClusters:
+    def found(self, keep_difference: bool = True) -> LayerRedundancy:
+        """Three looks: three kernels of one, one alone, five of another; two dead."""
+        looks = random_kernels(3)
+        chosen = torch.tensor([0, 0, 0, -1, 2, 1, 1, -1, 1, 1, 1])
+        kernels = torch.where((chosen < 0)[:, None, None, None], torch.zeros(1, 1, 3, 3), looks[chosen])
+        kernels += 0.05 * random_kernels(11, seed=2) * (chosen >= 0)[:, None, None, None]
+        return measure(layer(kernels), images(), tau=0.2, keep_difference=keep_difference).layers["0"]
+
+    def test_every_live_kernel_stands_once_and_no_dead_one(self) -> None:
+        found = self.found()
+        assert np.flatnonzero(found.dead).tolist() == [3, 7]
+        assert [sorted(cluster.tolist()) for cluster in found.clusters] == [[5, 6, 8, 9, 10], [0, 1, 2], [4]]
+        assert len(found.clusters) == found.distinct
+
+    def test_the_distinct_kernel_leads(self) -> None:
+        found = self.found()
+        assert {int(cluster[0]) for cluster in found.clusters} == set(found.stands_for[~found.dead].tolist())
+        for cluster in found.clusters:
+            assert (found.stands_for[cluster] == cluster[0]).all()
+
+    def test_the_most_alike_come_first(self) -> None:
+        found = self.found()
+        steps = [found.difference[cluster[0], cluster] for cluster in found.clusters]
+        assert all((np.diff(step) >= 0).all() for step in steps)
+        assert steps[0][0] == 0
+        assert any(cluster[1:].tolist() != sorted(cluster[1:]) for cluster in found.clusters)  # not by number
+
+    def test_by_number_where_no_difference_was_kept(self) -> None:
+        clusters = self.found(keep_difference=False).clusters
+        assert all(cluster[1:].tolist() == sorted(cluster[1:]) for cluster in clusters)
+        assert [set(c.tolist()) for c in clusters] == [set(c.tolist()) for c in self.found().clusters]
+
+    def test_all_dead(self) -> None:
+        assert measure(layer(torch.zeros(3, 1, 3, 3)), images()).layers["0"].clusters == []
+
+
+class TestJson:
+    def report(self) -> RedundancyReport:
+        kernels = random_kernels(6)
+        kernels[1] = 0
+        kernels[4] = 2 * kernels[2]
+        return measure(nn.Sequential(layer(kernels, norm=True), nn.Conv2d(6, 3, 3)), images(), taus=[0.9, 0.1])
+
+    def test_layers(self) -> None:
+        report = self.report()
+        told = report.to_json()["layers"]
+        assert list(told) == list(report.layers) == ["0.0", "1"]
+        first, found = told["0.0"], report.layers["0.0"]
+        assert first == {
+            "kernels": 6,
+            "distinct": found.distinct,
+            "dead": [1],
+            "krm": 1 - found.distinct / 6,
+            "parameters": 60,
+            "size": [22, 22],
+            "taken": [["0.0", "0.1"]],
+            "distinct_at": [found.distinct_at[0.1], found.distinct_at[0.9]],
+            "stands_for": found.stands_for.tolist(),
+        }
+        assert first["stands_for"][1] == -1
+        assert first["stands_for"][2] == first["stands_for"][4]
+        assert first["distinct_at"][0] > first["distinct_at"][1]
+
+    def test_network(self) -> None:
+        report = self.report()
+        told = report.to_json()
+        layers = told["layers"].values()
+        weights = [60, 6 * 3 * 9 + 3]
+        assert told["network"] == {
+            "krm": pytest.approx(np.average([each["krm"] for each in layers], weights=weights)),
+            "kernels": 9,
+            "distinct": sum(each["distinct"] for each in layers),
+            "dead": 1,
+            "parameters": sum(weights),
+            "krm_at": [
+                pytest.approx(
+                    np.average([1 - each["distinct_at"][i] / each["kernels"] for each in layers], weights=weights)
+                )
+                for i in range(2)
+            ],
+        }
+        assert (told["taus"], told["tau"], told["images"], told["left_out"]) == ([0.1, 0.9], 0.5, 3, {})
+
+    def test_it_survives_being_written(self) -> None:
+        told = self.report().to_json()
+        assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+class TestOutputImages:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
+
+    @pytest.mark.parametrize(("after", "module"), [("conv", 0), ("norm", 1), ("activation", 2)])
+    def test_they_are_what_a_hook_sees(self, after: str, module: int) -> None:
+        seen: list[Tensor] = []
+        hook = self.model[module].register_forward_hook(lambda _, __, output: seen.append(output.detach().clone()))
+        self.model.eval()
+        self.model(images(1))
+        hook.remove()
+        found = output_images(self.model, images(1)[0], layers="0", after=after)
+        assert list(found) == ["0"]
+        assert torch.equal(found["0"], perceived(seen[0][0]))
+        assert (found["0"].min(), found["0"].max()) == (0, 1)
+
+    def test_all_layers_in_the_order_of_calls(self) -> None:
+        found = output_images(self.model, images(1)[0])
+        assert {name: tuple(maps.shape) for name, maps in found.items()} == {"0": (4, 22, 22), "3": (2, 20, 20)}
+
+    def test_a_kernel_that_shows_nothing_is_black(self) -> None:
+        kernels = random_kernels(2)
+        kernels[1] = 0
+        found = output_images(layer(kernels), images(1)[0])["0"]
+        assert found[0].any()
+        assert not found[1].any()
+
+    def test_the_model_is_left_as_it_was(self) -> None:
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout())
+        model.train()
+        model[1].eval()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        output_images(model, images(1)[0])
+        assert [module.training for module in model] == [True, False, True]
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model)
+
+    def test_misspelt_names(self) -> None:
+        with pytest.raises(InputError, match="No convolution is named '9': choose one of 0, 3"):
+            output_images(self.model, images(1)[0], layers="9")
+        with pytest.raises(InputError, match="did you mean 'norm'"):
+            output_images(self.model, images(1)[0], after="nrm")
+
+
+def test_progress_is_shown_when_asked_for_and_never_among_the_results(capsys: pytest.CaptureFixture[str]) -> None:
+    measure(layer(random_kernels(2)), images())
+    assert capsys.readouterr() == ("", "")
+    measure(layer(random_kernels(2)), images(), progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""  # where --json goes
+    assert "looking at kernels" in err
 
 
 def test_mt_unet() -> None:

@@ -190,6 +190,7 @@ def test_style_and_template_are_part_of_the_package() -> None:
         "base.html.j2",
         "comparison.html.j2",
         "macros.html.j2",
+        "redundancy.html.j2",
         "report.html.j2",
         "simplification.html.j2",
         "style.css",

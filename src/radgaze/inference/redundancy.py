@@ -116,8 +116,8 @@ def measure_redundancy(
     }
     gallery = [layer_pictures(measured.layers[name], pictures[name].numpy()) for name in shown]
     folder = Path(out) if out else run.path
-    write_json(folder / "redundancy.json", report)
     page = write_redundancy(report, probes[0, 0].numpy(), gallery, folder)
+    write_json(folder / "redundancy.json", report)
     return {**report, "path": str(page)}
 
 
@@ -131,5 +131,5 @@ def gallery_layers(report: RedundancyReport) -> list[str]:
     """The first and the last layer, and of each third of the depth the one with the most redundant parameters."""
     layers = list(report.layers.values())
     chosen = {layers[0].name, layers[-1].name}
-    chosen |= {max(third, key=lambda layer: layer.parameters * layer.krm).name for third in thirds(layers)}
+    chosen |= {max(third, key=lambda layer: layer.parameters * layer.krm).name for third in thirds(layers) if third}
     return [layer.name for layer in layers if layer.name in chosen]

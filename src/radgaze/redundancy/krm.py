@@ -28,6 +28,7 @@ from typing import Any, cast, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -221,7 +222,9 @@ def measure(
     sums = {name: MeanDifference(compare) for name in convs}
     with evaluating(model), torch.no_grad():
         chains = read_chains(model, probes[0], convs, place)
-        for number, probe in enumerate(track(probes, description="looking at kernels", disable=not progress)):
+        shown = Console(stderr=True)  # standard output is for results
+        watched = track(probes, description="looking at kernels", console=shown, disable=not progress)
+        for number, probe in enumerate(watched):
 
             def take(name: str, output: Tensor, image: int = number) -> None:
                 sums[name].add(output, name, image)

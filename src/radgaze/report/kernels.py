@@ -43,10 +43,9 @@ class LayerPictures:
 
 
 def thirds(layers: Sequence[Item]) -> list[Sequence[Item]]:
-    """The first, middle and last third of the depth, as far as there are layers."""
+    """The first, middle and last third of the depth; of fewer than three layers some are empty."""
     ends = [round(len(layers) * part / 3) for part in range(4)]
-    parts = [layers[start:end] for start, end in pairwise(ends)]
-    return [part for part in parts if len(part)]
+    return [layers[start:end] for start, end in pairwise(ends)]
 
 
 def kernel_gallery(shown: Sequence[LayerPictures], report: Mapping[str, Any]) -> list[dict[str, Any]]:

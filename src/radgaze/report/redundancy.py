@@ -83,7 +83,7 @@ def _context(report: Mapping[str, Any], probe: NDArray[np.float32], gallery: Seq
         "probe": _probe(report, probe),
         "gallery": kernel_gallery(gallery, report),
         "depth": _depth(report),
-        "curves": _curves(report),
+        "curves": _curves(report) if report["taus"] else None,
         "dead": _dead(report),
         "layers": _layers(report),
         "definition": True,
@@ -97,17 +97,18 @@ def _summary(report: Mapping[str, Any]) -> Markup:
     network, layers = report["network"], len(report["layers"])
     kernels, distinct, dead = network["kernels"], network["distinct"], network["dead"]
     spared = kernels - distinct - dead
-    buried = f", and {count(dead)} {_are(dead, 'kernel')} dead: constant on every probe image" if dead else ""
+    buried = f", and {_counted(dead, 'kernel')} {_are(dead)} dead: constant on every probe image" if dead else ""
     return Markup(
-        "{} of this network has {}. Looked at on {} probe images, <strong>{} of them show something of their "
-        "own</strong>; another {} {} like one of these{}. Its kernel redundancy measure (KRM) is <strong>{}</strong>: "
-        "the share of kernels that could go without the eye missing an image, averaged over the layers by their "
-        "parameters."
+        "{} of this network {} {}. Looked at on {} probe images, <strong>{} of them {} own</strong>; another {} {} "
+        "like one of these{}. Its kernel redundancy measure (KRM) is <strong>{}</strong>: the share of kernels that could go "
+        "without the eye missing an image, averaged over the layers by their parameters."
     ).format(
         f"The {count(layers)} measured convolutions" if layers > 1 else "The measured convolution",
-        f"{count(kernels)} kernels",
+        "have" if layers > 1 else "has",
+        _counted(kernels, "kernel"),
         count(report["images"]),
         count(distinct),
+        "shows something of its" if distinct == 1 else "show something of their",
         count(spared),
         "look" if spared != 1 else "looks",
         buried,
@@ -115,8 +116,12 @@ def _summary(report: Mapping[str, Any]) -> Markup:
     )
 
 
-def _are(number_of: int, noun: str) -> str:
-    return f"{noun} is" if number_of == 1 else f"{noun}s are"
+def _are(number_of: int) -> str:
+    return "is" if number_of == 1 else "are"
+
+
+def _counted(number_of: int, noun: str) -> str:
+    return f"{count(number_of)} {noun}{'s' if number_of != 1 else ''}"
 
 
 def _cards(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -124,7 +129,7 @@ def _cards(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     kernels = network["kernels"]
     return [
         ("KRM of the network", number(network["krm"]), f"at τ = {report['tau']:g}"),
-        ("Kernels, K", count(kernels), f"in {count(len(report['layers']))} layers"),
+        ("Kernels, K", count(kernels), f"in {_counted(len(report['layers']), 'layer')}"),
         ("Distinct kernels, K_τ", count(network["distinct"]), f"{network['distinct'] / kernels:.1%} of all"),
         ("Dead kernels", count(network["dead"]), f"{network['dead'] / kernels:.1%} of all"),
         ("Parameters", count(network["parameters"]), "in the measured layers"),
@@ -141,7 +146,7 @@ def _probe(report: Mapping[str, Any], probe: NDArray[np.float32]) -> dict[str, A
 def _by_depth(report: Mapping[str, Any]) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
     """(name, colour, layers) of each third of the depth."""
     parts = thirds(list(report["layers"].values()))
-    return [(name, colour, list(part)) for (name, colour), part in zip(DEPTHS.items(), parts, strict=False)]
+    return [(name, colour, list(part)) for (name, colour), part in zip(DEPTHS.items(), parts, strict=True) if part]
 
 
 def _depth(report: Mapping[str, Any]) -> dict[str, Any]:
