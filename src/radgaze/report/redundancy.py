@@ -100,8 +100,8 @@ def _summary(report: Mapping[str, Any]) -> Markup:
     buried = f", and {_counted(dead, 'kernel')} {_are(dead)} dead: constant on every probe image" if dead else ""
     return Markup(
         "{} of this network {} {}. Looked at on {} probe images, <strong>{} of them {} own</strong>; another {} {} "
-        "like one of these{}. Its kernel redundancy measure (KRM) is <strong>{}</strong>: the share of kernels that could go "
-        "without the eye missing an image, averaged over the layers by their parameters."
+        "like one of these{}. Its kernel redundancy measure (KRM) is <strong>{}</strong>: the share of kernels that "
+        "could go without the eye missing an image, averaged over the layers by their parameters."
     ).format(
         f"The {count(layers)} measured convolutions" if layers > 1 else "The measured convolution",
         "have" if layers > 1 else "has",
