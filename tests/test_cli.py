@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +228,93 @@ def test_simplify_refuses(
     assert not (tmp_path / "out").exists()
 
 
+def test_redundancy(radgaze_command: Any, narrow_run: Path, tmp_path: Path) -> None:
+    arguments: list[object] = ["redundancy", narrow_run, "--images", 3, "--out", tmp_path]
+    code, out, err = radgaze_command(*arguments, "--quiet")
+    assert code == 0, err
+    assert err == ""
+    written = json.loads((tmp_path / "redundancy.json").read_text())
+    rows = [re.findall(r"[^\s│┃]+", line) for line in out.splitlines() if "│" in line]
+    told = {
+        name: [str(found["kernels"]), str(len(found["dead"])), str(found["distinct"]), f"{found['krm']:.3f}"]
+        for name, found in written["layers"].items()
+    }
+    network = written["network"]
+    told["network"] = [str(network[key]) for key in ("kernels", "dead", "distinct")] + [f"{network['krm']:.3f}"]
+    assert rows == [[name, *numbers] for name, numbers in told.items()]
+    words = " ".join(out.split())
+    assert written["title"] in words
+    assert "Distinct at τ = 0.5, on 3 probe images" in words
+    assert f"Report: {tmp_path / 'redundancy.html'}" in out
+    assert (tmp_path / "redundancy.html").is_file()
+
+
+def test_redundancy_for_machines(radgaze_command: Any, narrow_run: Path, tmp_path: Path) -> None:
+    """Standard output is JSON and nothing else, with a progress bar too."""
+    code, out, err = radgaze_command(
+        "redundancy", narrow_run, "--images", 2, "--layers", "*layer1*conv1, backbone.conv1", "--after", "conv",
+        "--difference", "rmse", "--tau", 0.2, "--seed", 4, "--out", tmp_path, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    written = json.loads((tmp_path / "redundancy.json").read_text())
+    assert json.loads(out) == {**written, "path": str(tmp_path / "redundancy.html")}
+    assert "looking at kernels" in err
+    assert list(written["layers"]) == ["backbone.conv1", "backbone.layer1.0.conv1", "backbone.layer1.1.conv1"]
+    assert written["settings"] == {
+        "images": 2,
+        "layers": ["*layer1*conv1", "backbone.conv1"],
+        "after": "conv",
+        "difference": "rmse",
+        "tau": 0.2,
+        "seed": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tau", "1.5"], "tau is 1.5, expected a difference between 0 and 1"),
+        (["--images", "1"], "The number of probe images is 1, expected at least 2"),
+        (["--images", "99"], "expected 99; ask for fewer"),
+        (["--layers", "*layer9*"], "No convolution is named '*layer9*'"),
+        (["--layers", ","], "layers is empty"),
+        (["--after", "nrm"], "after is 'nrm': did you mean 'norm'?"),
+        (["--difference", "msim"], "'mssim'"),
+        (["--cohort", "nowhere"], "nowhere"),
+    ],
+)
+def test_redundancy_refuses(
+    options: list[str], words: str, radgaze_command: Any, narrow_run: Path, tmp_path: Path
+) -> None:
+    code, out, err = radgaze_command("redundancy", narrow_run, "--images", 3, "--out", tmp_path / "out", *options)
+    assert code == 2
+    assert words in " ".join(err.split())
+    assert "Traceback" not in out + err
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_redundancy_left_out_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    layer = {"kernels": 4, "dead": [2], "distinct": 1, "krm": 0.75}
+    network = {"kernels": 4, "dead": 1, "distinct": 1, "krm": 0.75}
+    report = {"title": "t", "tau": 0.5, "images": 3, "path": "p", "layers": {"conv": layer}, "network": network}
+    cli.print_redundancy({**report, "left_out": {"se.fc1": "its output has a single pixel"}})
+    assert "Not measured: se.fc1, because its output has a single pixel." in capsys.readouterr().out
+
+
 def test_every_command_has_help_with_an_example(radgaze_command: Any) -> None:
-    for command in ("phantom", "info", "split", "shortcut", "train", "evaluate", "compare", "simplify", "demo"):
+    for command in (
+        "phantom",
+        "info",
+        "split",
+        "shortcut",
+        "train",
+        "evaluate",
+        "compare",
+        "redundancy",
+        "simplify",
+        "demo",
+    ):
         code, out, _ = radgaze_command(command, "--help")
         assert code == 0
         assert f"radgaze {command}" in out

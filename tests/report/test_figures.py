@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 import xml.etree.ElementTree as ET
 
 import matplotlib
@@ -143,6 +144,51 @@ def test_reliability_of_one_bin_and_roc_of_many_classes() -> None:
     curves = [Curve([0, 1], [0, 1], figures.series_colour(i), figures.series_dash(i)) for i in range(9)]
     assert len({(curve.colour, curve.dash) for curve in curves}) == 9
     assert "stroke-dasharray" in figures.roc_plot("roc", curves, alt="nine classes")
+
+
+def test_depth_plot_has_a_bar_a_ring_and_a_dot_for_each_layer() -> None:
+    """No dot where no kernel is distinct; the lower axis is logarithmic, and down is fewer."""
+    colours = ["series-6", "series-3", "series-2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an axis of logarithms has no zero
+        drawn = figures.depth_plot("depth", [0.5, 1.0, 0.25], [100, 4, 8], [50, 0, 6], colours, alt="three layers")
+    root = ET.fromstring(drawn)
+    assert root.get("aria-label") == "three layers"
+    shapes = [node for node in root.iter() if "series" in node.get("style", "")]
+    bars = [
+        node.get("d", "").split() for node in shapes if node.tag == "path" and "stroke" not in node.get("style", "")
+    ]
+    heights = [float(d[2]) - float(d[8]) for d in bars]
+    np.testing.assert_allclose(np.array(heights) / heights[1], [0.5, 1.0, 0.25], atol=0.01)
+    marks = [node for node in shapes if node.tag == "use"]
+    rings = [node for node in marks if "fill: none" in node.get("style", "")]
+    dots = [node for node in marks if node not in rings]
+    assert [node.get("style", "").split("var(--")[1].split(")")[0] for node in rings] == colours
+    assert [node.get("x") for node in dots] == [rings[0].get("x"), rings[2].get("x")]
+    ring, dot = ([float(node.get("y", "nan")) for node in found] for found in (rings, dots))
+    assert dot[0] - ring[0] == pytest.approx((ring[2] - ring[0]) * np.log(100 / 50) / np.log(100 / 8), rel=0.02)
+    assert (ring[0] < ring[2] < ring[1], dot[1] > ring[2]) == (True, True)
+
+
+def test_depth_plot_of_dead_layers_alone() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = figures.depth_plot("depth", [1.0], [1], [0], ["series-3"], alt="dead")
+    filled = [node for node in ET.fromstring(drawn).iter() if "fill: var(--series-3)" in node.get("style", "")]
+    assert len(filled) == 1  # the bar of the KRM; no dot
+
+
+def test_threshold_plot_marks_the_threshold_and_draws_the_network_strongest() -> None:
+    layer, network = Curve([0.1, 0.9], [0.2, 0.8], "series-2", emphasis=False), Curve([0.1, 0.9], [0.3, 0.7], "ink")
+    root = ET.fromstring(figures.threshold_plot("curves", [layer, network], tau=0.5, alt="two curves"))
+    assert root.get("aria-label") == "two curves"
+    styles = {node.get("style", ""): node.get("d", "").split() for node in root.iter("path")}
+    (faint,) = (d for style, d in styles.items() if "series-2" in style and "stroke-opacity: 0.45" in style)
+    (strong,) = (d for style, d in styles.items() if "var(--ink)" in style and "stroke-width: 2.6" in style)
+    (tau,) = (d for style, d in styles.items() if "dasharray" in style)
+    assert (faint[1], faint[4]) == (strong[1], strong[4])
+    assert float(tau[1]) == pytest.approx((float(faint[1]) + float(faint[4])) / 2, abs=0.2)
+    assert float(faint[2]) > float(strong[2]) > float(strong[5]) > float(faint[5])
 
 
 def test_interval_marks_stay_inside_and_show_chance_only_on_their_scale() -> None:
