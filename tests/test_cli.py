@@ -53,7 +53,7 @@ def test_the_whole_job(radgaze_command: Any, tmp_path: Path) -> None:
 
     code, out, err = radgaze_command(
         "train", "mt-unet", cohort, "--out", run, "--width", 2, "--epochs", 1, "--sigma", 6, "--batch-size", 8,
-        "--set", "clip=1.0", "--set", "augmentation.rotate=2", "--quiet", "--json",
+        "--set", "clip=1.0", "--set", "augmentation.rotate=2", "--json",
     )  # fmt: skip
     assert code == 0, err
     assert json.loads(out)["epochs"] == 1
@@ -91,7 +91,7 @@ def test_gg_cam(radgaze_command: Any, large_cohort: Cohort, tmp_path: Path) -> N
     assert "pointing game" in out
     assert "uniform" in out
     assert "Grad-CAM" in out
-    code, out, err = radgaze_command("evaluate", run, "--resamples", 20, "--no-grad-cam", "--quiet", "--json")
+    code, out, err = radgaze_command("evaluate", run, "--resamples", 20, "--no-grad-cam", "--json")
     assert code == 0, err
     assert "grad-cam" not in json.loads(out)["localisation"]
 

@@ -54,3 +54,8 @@ def test_too_few(cohort: Cohort) -> None:
 def test_one_image_is_too_few(cohort: Cohort) -> None:
     with pytest.raises(InputError, match="number of probe images is 1, expected at least 2"):
         probe_studies(cohort, cohort.indices("train"), 1)
+
+
+def test_a_seed_is_not_negative(cohort: Cohort) -> None:
+    with pytest.raises(InputError, match="seed of the probe images is -1, expected 0 or more"):
+        probe_studies(cohort, cohort.indices("train"), 4, seed=-1)

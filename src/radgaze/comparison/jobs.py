@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from radgaze.files import write_json
@@ -181,6 +182,7 @@ class Display:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[status]}"),
+            console=Console(stderr=True),  # standard output is for results
             disable=not shown,
         )
         self.overall = self.progress.add_task("[bold]runs", total=total, status="")

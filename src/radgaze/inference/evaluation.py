@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -226,7 +227,8 @@ def measure(
     )
     count = math.ceil(len(studies) / batch_size)
     at_once = min(batch_size, run.config.batch_size)  # a backward pass holds its maps: no more than training could
-    for batch, output in track(batches, description="evaluating", total=count, disable=not progress):
+    shown = Console(stderr=True)  # standard output is for results
+    for batch, output in track(batches, "evaluating", total=count, console=shown, disable=not progress):
         if output.logits is not None and run.classes and run.content["task"] != "none":
             scores.append(probabilities(output.logits, run.content["task"]).cpu())
         rows = batch.studies.tolist()

@@ -37,6 +37,8 @@ def probe_studies(cohort: Cohort, studies: NDArray[np.int64], count: int, seed: 
             f"The number of probe images is {count}, expected at least 2: what two kernels share on one image may be "
             "that image's own, so ask for more, such as 16."
         )
+    if seed < 0:
+        raise InputError(f"The seed of the probe images is {seed}, expected 0 or more; give another one.")
     strata, images = cohort.strata, cohort.studies["image_row"]
     of_class: dict[str, list[int]] = {}
     for row in np.random.default_rng(seed).permutation(studies).tolist():

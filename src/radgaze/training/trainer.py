@@ -26,6 +26,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -489,6 +490,7 @@ class Trainer:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[status]}"),
+            console=Console(stderr=True),  # standard output is for results
             disable=not self.progress,
         ) as progress:
             yield EpochBar(progress, self.config.epochs)
