@@ -378,7 +378,7 @@ class TestRefused:
             ({"guide": "l2"}, "no guide 'l2': did you mean 'l1'"),
             ({"start": "inherit"}, "no start 'inherit': did you mean 'inherited'"),
             ({"images": 1}, "images is 1, expected at least 2"),
-            ({"images": 13}, "has 12 studies to probe a network with, expected 13; ask for fewer"),
+            ({"images": 13}, "has 12 images .* that are not blank, expected 13; ask for fewer"),
             ({"views": 0}, "views is 0, expected at least 1"),
             ({"ratio": 1.2}, r"ratio is 1\.2, expected more than 1\.2; try 8"),
             ({"ratio": math.nan}, "ratio is nan"),
@@ -445,4 +445,4 @@ class TestRefused:
         cohort = classifier.cohort()
         blank = np.full_like(np.asarray(cohort.images), 7)
         monkeypatch.setattr(Cohort, "images", blank)
-        self.refused("has 0 studies to probe a network with, expected 3", classifier, tmp_path / "out")
+        self.refused("has 0 images .* that are not blank, expected 3", classifier, tmp_path / "out")
