@@ -191,7 +191,7 @@ def test_the_headline_is_that_of_the_json(show: Show, report: dict[str, Any]) ->
         f"probe image. Its kernel redundancy measure (KRM) is {krm} :"
     ) in text
     assert (
-        f"KRM of the network {krm} at τ = 0.45 Kernels, K 2,146 in 7 layers Distinct kernels, K_τ 63 2.9% of all "
+        f"KRM of the network {krm} at τ = 0.45 Kernels, K 2,146 in 7 layers Distinct kernels, Kτ 63 2.9% of all "
         "Dead kernels 34 1.6% of all Parameters 19,314 in the measured layers"
     ) in text
 

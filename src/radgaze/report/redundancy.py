@@ -130,7 +130,7 @@ def _cards(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
         ("KRM of the network", number(network["krm"]), f"at τ = {report['tau']:g}"),
         ("Kernels, K", count(kernels), f"in {_counted(len(report['layers']), 'layer')}"),
-        ("Distinct kernels, K_τ", count(network["distinct"]), f"{network['distinct'] / kernels:.1%} of all"),
+        ("Distinct kernels, Kτ", count(network["distinct"]), f"{network['distinct'] / kernels:.1%} of all"),
         ("Dead kernels", count(network["dead"]), f"{network['dead'] / kernels:.1%} of all"),
         ("Parameters", count(network["parameters"]), "in the measured layers"),
     ]
