@@ -187,34 +187,20 @@ def _window_by_window(maps: Tensor) -> Tensor:
     # about each window's own mean: a difference of large products would lose the digits of a small covariance
     contrast = (patches - luminance[..., None]) * weights.sqrt()
     luminance_power, contrast_power = luminance.square() + C1 / 2, contrast.square().sum(-1) + C2 / 2
-    on_cpu = maps.device.type == "cpu"
-    columns = min(kernels, _CPU_COLUMNS if on_cpu else _GPU_COLUMNS)
-    rows = max(1, min(kernels, (_CPU_BLOCK if on_cpu else _GPU_BLOCK) // (columns * len(patches))))
-    similarity = maps.new_zeros(kernels, kernels)
 
-    def strip(top: int) -> None:
-        a = slice(top, min(top + rows, kernels))
-        for left in range(top, kernels, columns):
-            b = slice(left, min(left + columns, kernels))
-            block = (contrast[:, a] @ contrast[:, b].mT).mul_(2).add_(C2)
-            block.mul_((luminance[:, a, None] * (2 * luminance[:, None, b])).add_(C1))
-            block.div_(luminance_power[:, a, None] + luminance_power[:, None, b])
-            block.div_(contrast_power[:, a, None] + contrast_power[:, None, b])
-            similarity[a, b] = block.mean(0)
+    def similarity(a: slice, b: slice) -> Tensor:
+        block = (contrast[:, a] @ contrast[:, b].mT).mul_(2).add_(C2)
+        block.mul_((luminance[:, a, None] * (2 * luminance[:, None, b])).add_(C1))
+        block.div_(luminance_power[:, a, None] + luminance_power[:, None, b])
+        block.div_(contrast_power[:, a, None] + contrast_power[:, None, b])
+        return block.mean(0)
 
-    _each(strip, range(0, kernels, rows), on_cpu)
-    similarity = similarity.triu(1)
-    return (similarity + similarity.T).fill_diagonal_(1)
+    return _all_pairs(similarity, kernels, len(patches), maps)
 
 
 def _product_by_product(maps: Tensor) -> Tensor:
     """Maps of any size: the products of all pairs, filtered."""
     kernels, height, width = maps.shape
-    on_cpu = maps.device.type == "cpu"
-    columns = min(kernels, _CPU_COLUMNS if on_cpu else _GPU_COLUMNS)
-    rows = min(kernels, (_CPU_BLOCK if on_cpu else _GPU_BLOCK) // (columns * height * width))
-    if rows == 0:  # no row of pairs fits the cache: a longer one vectorises better
-        columns, rows = min(kernels, 2 * columns), 1
     down, across = _bands(height, maps), _bands(width, maps)
 
     # A covariance ignores offsets: maps about their own mean lose fewer digits. (h, w, K): kernels innermost.
@@ -227,25 +213,39 @@ def _product_by_product(maps: Tensor) -> Tensor:
     for factor in (centred, mean, luminance):
         factor.mul_(math.sqrt(2))  # so that a product of two brings the numerators' 2
 
-    similarity = maps.new_zeros(kernels, kernels)
     own = threading.local()
 
-    def strip(top: int) -> None:
+    def similarity(a: slice, b: slice) -> Tensor:
         if not hasattr(own, "scratch"):
             own.scratch = _Scratch(maps)
+        block = _filtered(_pairs(torch.mul, centred, a, b, own.scratch), down, across, own.scratch)
+        block.sub_(_pairs(torch.mul, mean, a, b, own.scratch)).add_(C2)
+        block.mul_(_pairs(torch.mul, luminance, a, b, own.scratch).add_(C1))
+        block.div_(_pairs(torch.add, luminance_power, a, b, own.scratch))
+        block.div_(_pairs(torch.add, contrast_power, a, b, own.scratch))
+        return block.mean((0, 1))
+
+    return _all_pairs(similarity, kernels, height * width, maps)
+
+
+def _all_pairs(similarity: Callable[[slice, slice], Tensor], kernels: int, cells: int, like: Tensor) -> Tensor:
+    """(K, K), symmetric with ones on the diagonal, from blocks of pairs above it that hold so many ``cells`` a pair."""
+    on_cpu = like.device.type == "cpu"
+    columns = min(kernels, _CPU_COLUMNS if on_cpu else _GPU_COLUMNS)
+    rows = min(kernels, (_CPU_BLOCK if on_cpu else _GPU_BLOCK) // (columns * cells))
+    if rows == 0:  # no row of pairs fits the cache: a longer one vectorises better
+        columns, rows = min(kernels, 2 * columns), 1
+    values = like.new_zeros(kernels, kernels)
+
+    def strip(top: int) -> None:
         a = slice(top, min(top + rows, kernels))
         for left in range(top, kernels, columns):
             b = slice(left, min(left + columns, kernels))
-            block = _filtered(_pairs(torch.mul, centred, a, b, own.scratch), down, across, own.scratch)
-            block.sub_(_pairs(torch.mul, mean, a, b, own.scratch)).add_(C2)
-            block.mul_(_pairs(torch.mul, luminance, a, b, own.scratch).add_(C1))
-            block.div_(_pairs(torch.add, luminance_power, a, b, own.scratch))
-            block.div_(_pairs(torch.add, contrast_power, a, b, own.scratch))
-            similarity[a, b] = block.mean((0, 1))
+            values[a, b] = similarity(a, b)
 
     _each(strip, range(0, kernels, rows), on_cpu)
-    similarity = similarity.triu(1)
-    return (similarity + similarity.T).fill_diagonal_(1)
+    values = values.triu(1)
+    return (values + values.T).fill_diagonal_(1)
 
 
 def _each(strip: Callable[[int], None], tops: Sequence[int], on_cpu: bool) -> None:
