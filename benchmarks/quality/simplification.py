@@ -147,15 +147,11 @@ def row(cohort: Cohort, name: str, tasks: Sequence[Task], large: Sequence[Task])
         name,
         spread([run.content["parameters"] for run in runs], ",.0f"),
         spread([macs(run.network(), run.size) / 1e6 for run in runs], ",.1f"),
-        spread([best_validation(run) for run in runs]),
+        spread([run.state.best["val_auc_macro"] for run in runs]),
         spread([lookup(report, ("classification", "auc_macro"))["value"] for report in reports]),
         "" if own else f"{float(difference.value):+.4f} [{float(difference.low):+.4f}, {float(difference.high):+.4f}]",
         spread([lookup(report, ("localisation", "model", "overall", "energy_inside"))["mean"] for report in reports]),
     ]
-
-
-def best_validation(run: Run) -> float:
-    return max(float(epoch["val_auc_macro"]) for epoch in run.history)
 
 
 def main() -> None:

@@ -360,7 +360,7 @@ def train(
     if not is_first_process():
         return
     state = run.state
-    best = next(row for row in state.history if row["epoch"] == state.best_epoch)
+    best = state.best
     result = {
         "run": str(out),
         "epochs": state.epoch,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -60,6 +62,27 @@ class Page(HTMLParser):
 
     def all(self, name: str) -> list[dict[str, str | None]]:
         return [attributes for tag, attributes in self.tags if tag == name]
+
+    def check_self_contained(self, html: str | None = None) -> None:
+        """Nothing comes from elsewhere and nothing runs; ``html`` is the text to search, by default all of it."""
+        assert not re.findall(r"https?:|//[a-z]|@import|url\((?!#)", self.html if html is None else html)
+        assert {"script", "link", "iframe", "object", "base"}.isdisjoint(tag for tag, _ in self.tags)
+        for _, attributes in self.tags:
+            assert (attributes.get("src") or "data:image/").startswith("data:image/")
+            assert (attributes.get("href") or "#").startswith("#")
+            assert not any(name.startswith("on") for name in attributes)
+        policy = next(meta for meta in self.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+        assert (policy["content"] or "").startswith("default-src 'none'")
+
+    def check_described(self) -> None:
+        """Pictures have a text, tables a caption and scopes, and no level of headings is skipped."""
+        assert all(image["alt"] for image in self.all("img"))
+        assert all(svg.get("aria-label") or svg.get("aria-hidden") == "true" for svg in self.all("svg"))
+        assert len(self.all("caption")) == len(self.all("table"))
+        assert all(cell.get("scope") for cell in self.all("th"))
+        levels = [int(tag[1]) for tag, _ in self.tags if re.fullmatch(r"h[1-6]", tag)]
+        assert levels[0] == 1
+        assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def report_folder(run: PlannedRun, cohort: Cohort, out: Path, split: str) -> Pat
 
 def is_trained(run: PlannedRun) -> bool:
     try:
-        return Run.open(run.path).state.finished is not None and (run.path / "weights.safetensors").is_file()
+        return Run.open(run.path).is_trained
     except (InputError, KeyError, TypeError):  # not begun, or damaged: its own process will say
         return False
 

@@ -105,11 +105,10 @@ def evaluate(
     network = run.network()
     attention = attention_target(run, cohort, needed=network.predicts_attention)
     gaze = AttentionTarget("gaze", run.config.preset, run.config.sigma) if cohort.gaze_kind else None
-    device = torch.device("cuda" if torch.cuda.is_available() and run.config.accelerator != "cpu" else "cpu")
 
     compared = attention if network.predicts_attention else None
     explained = grad_cam and network.explained_layer is not None and is_locatable(cohort)
-    result = measure(run, network.to(device), cohort, studies, compared, gaze, batch_size, explained, progress)
+    result = measure(run, network.to(run.device), cohort, studies, compared, gaze, batch_size, explained, progress)
     patients = cohort.studies["patient_id"][studies].to_list()
     report: dict[str, Any] = {
         "radgaze": __version__,

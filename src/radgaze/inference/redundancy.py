@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from radgaze import __version__
@@ -69,8 +68,7 @@ def measure_redundancy(
     cohort = run.cohort(cohort)
     studies = probe_studies(cohort, run.training_studies(cohort), images, seed)
     probes = load_images(cohort, studies.tolist())
-    device = torch.device("cuda" if torch.cuda.is_available() and run.config.accelerator != "cpu" else "cpu")
-    network = run.network().to(device)
+    network = run.network().to(run.device)
     measured = measure(
         network,
         probes,

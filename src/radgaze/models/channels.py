@@ -11,8 +11,7 @@ A network with other widths than its class would give it is a plain config too: 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
 from radgaze.models.gaze_cam import CAMHead
-from radgaze.models.network import Network
+from radgaze.models.network import Network, evaluating
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Reader", "set_widths"]
 
@@ -75,7 +74,7 @@ class ChannelGraph:
         self.network = network
         images = torch.rand(1, 1, EXAMPLE_SIDE, EXAMPLE_SIDE, device=next(network.parameters()).device)
         self.names = {module: name for name, module in network.named_modules()}
-        with as_they_are(network), warnings.catch_warnings(), torch.enable_grad():
+        with evaluating(network), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")  # of parameters outside layers: their last axis is their channels
             self.graph = tp.DependencyGraph().build_dependency(
                 network,
@@ -214,14 +213,3 @@ def merge_inputs(
             source = torch.from_numpy(inputs_of[channel]).to(weight.device)
             target = torch.from_numpy(inputs_of[stands_for[channel]]).to(weight.device)
             weight.index_add_(axis, target, weight.index_select(axis, source), alpha=float(gain[channel]))
-
-
-@contextmanager
-def as_they_are(network: nn.Module) -> Iterator[None]:
-    """Tracing puts a network into evaluation mode; afterwards it is as it was."""
-    modes = {module: module.training for module in network.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

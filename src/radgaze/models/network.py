@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from radgaze.errors import InputError
 
-__all__ = ["Network", "as_input", "check_multiple"]
+__all__ = ["Network", "as_input", "check_multiple", "evaluating"]
 
 
 class Network(nn.Module):
@@ -56,3 +58,15 @@ def check_multiple(size: tuple[int, int], multiple: int) -> None:
         raise InputError(
             f"Images of {height}x{width} do not divide by {multiple}; pad or resize them to {padded[0]}x{padded[1]}."
         )
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -19,8 +19,7 @@ is this project's own.** Two choices the abstract leaves open:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast, get_args
@@ -33,6 +32,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
+from radgaze.models.network import evaluating
 from radgaze.redundancy.capture import After, read_chains, watch
 from radgaze.redundancy.cover import check_threshold, count_distinct, distinct_kernels
 from radgaze.redundancy.difference import Difference, find_difference, is_constant, perceived
@@ -417,14 +417,3 @@ def check_images(images: Tensor) -> None:
         raise InputError(
             f"Image {int(constant.nonzero()[0, 0])} is constant, expected an image that shows something: leave it out"
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -18,6 +18,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def simplify(
             the kernels that stay, the others' merged into them.
         ratio: Each step aims at 1 / ratio of the parameters, above 1.2.
         tau: With guide "krm": a fixed threshold in (0, 1) for all steps, instead of the least that reaches the aim.
-        block_tau: With guide "krm": residual blocks that change less than this go, in [0, 1).
+        block_tau: With guide "krm": residual blocks that change less than this go, in [0, 1].
         images: Probe images, at least 2, of the training split.
         difference: As for :func:`radgaze.redundancy.measure`.
         distill: Also learn from the large network's class scores.
@@ -226,10 +227,14 @@ class Loop:
                 shutil.copyfile(accepted.path / name, self.out / name)
         self.save()
 
+    @cached_property
+    def probe_images(self) -> Tensor:
+        return load_images(self.cohort, self.probes.tolist())
+
     def guide(self, network: Network) -> Guide:
-        kind, images = self.arguments["guide"], load_images(self.cohort, self.probes.tolist())
+        kind = self.arguments["guide"]
         if kind == "krm":
-            return KRM(network, images, self.arguments["difference"], self.arguments["block_tau"])
+            return KRM(network, self.probe_images, self.arguments["difference"], self.arguments["block_tau"])
         if kind == "uniform":
             return Uniform(network)
         scores = importance(network, kind, seed=self.base.config.seed, backward=self.backward)
@@ -254,8 +259,7 @@ class Loop:
         """Write down a smaller structure, and the weights it starts from if it inherits any."""
         structure, smaller, setting = search(network, guide, aim, self.arguments["tau"])
         if self.arguments["start"] == "inherited":
-            images = load_images(self.cohort, self.probes.tolist())
-            save_weights(merged(network, structure, images), folder / "start.safetensors")
+            save_weights(merged(network, structure, self.probe_images), folder / "start.safetensors")
         write_json(
             folder / "decision.json",
             {
@@ -331,9 +335,7 @@ def merged(network: Network, structure: Structure, images: Tensor) -> Network:
 
 def validation_auc(run: Run) -> float:
     """Macro AUC on the validation split, of the epoch whose weights were kept."""
-    state = run.state
-    best = next(row for row in state.history if row["epoch"] == state.best_epoch)
-    return float(best["val_auc_macro"])
+    return float(run.state.best["val_auc_macro"])
 
 
 def describe_cohort(cohort: Cohort) -> dict[str, Any]:
@@ -351,8 +353,7 @@ def describe_cohort(cohort: Cohort) -> dict[str, Any]:
 
 
 def check_run(run: Run) -> None:
-    trained = run.state.finished is not None and (run.path / "weights.safetensors").is_file()
-    if not run.classes or not trained or "val_auc_macro" not in run.history[-1]:
+    if not run.classes or not run.is_trained or "val_auc_macro" not in run.history[-1]:
         raise InputError(
             f"The run in {str(run.path)!r} has no validation AUC (no classes, or training has not finished), and that "
             "decides what is accepted; give a finished run that was trained with labels."
@@ -361,9 +362,9 @@ def check_run(run: Run) -> None:
 
 def check_arguments(run: Run, arguments: Mapping[str, Any]) -> None:
     """Everything that would fail or mean nothing later, said now."""
-    for name, low, high in (("max_auc_drop", 0, 1), ("block_tau", 0, 1)):
-        if not low <= arguments[name] <= high:
-            raise InputError(f"{name} is {arguments[name]}, expected {low} to {high}; try 0.005 or 0.05.")
+    for name in ("max_auc_drop", "block_tau"):
+        if not 0 <= arguments[name] <= 1:
+            raise InputError(f"{name} is {arguments[name]}, expected 0 to 1; try 0.005 or 0.05.")
     if arguments["guide"] not in GUIDES:
         raise InputError(f"There is no guide {arguments['guide']!r}: {nearest(arguments['guide'], GUIDES)}")
     if arguments["ranking"] not in RANKINGS:

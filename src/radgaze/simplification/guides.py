@@ -80,9 +80,8 @@ class KRM(Guide):
 
     def unperceived(self, network: Network, block_tau: float) -> tuple[str, ...]:
         """Blocks that change less than ``block_tau``, the least first; every stage keeps one block."""
-        left = {name.rpartition(".")[0]: 0 for name in self.changes}
-        for stage in left:
-            left[stage] = len(list(network.get_submodule(stage).children()))
+        stages = {name.rpartition(".")[0] for name in self.changes}
+        left = {stage: len(list(network.get_submodule(stage).children())) for stage in stages}
         gone = []
         for name, change in sorted(self.changes.items(), key=lambda item: item[1]):
             stage = name.rpartition(".")[0]

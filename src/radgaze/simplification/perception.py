@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from radgaze.errors import InputError
 from radgaze.models import Network
 from radgaze.models.channels import ChannelGroup
+from radgaze.models.network import evaluating
 from radgaze.redundancy.difference import Difference, find_difference, perceived
-from radgaze.redundancy.krm import MeanDifference, check_images, check_weights, evaluating
+from radgaze.redundancy.krm import MeanDifference, check_images, check_weights
 from radgaze.simplification.structure import removable_blocks
 
 __all__ = ["GroupRedundancy", "block_changes", "fit_gains", "group_redundancy"]
@@ -81,8 +82,8 @@ def group_redundancy(
                 sums[group.name].add(maps, group.name, image)
                 places[group.name] += 1
 
-        with torch.no_grad(), evaluating(network), reading(network, groups, take):
-            network(image[None].to(next(network.parameters()).device))
+        with reading(network, groups, take):
+            look(network, image)
     if not any(places.values()):
         raise InputError(
             f"{type(network).__name__} has no convolution whose kernels could be removed and show more than a pixel; "
@@ -113,8 +114,8 @@ def fit_gains(
         products[group.name] += torch.stack([(flat * stand_in).sum(1), stand_in.square().sum(1)]).cpu().numpy()
 
     for image in images:
-        with torch.no_grad(), evaluating(network), reading(network, wanted, take):
-            network(image[None].to(next(network.parameters()).device))
+        with reading(network, wanted, take):
+            look(network, image)
     gains = {}
     for name, (both, own) in products.items():
         usable = (own > 0) & (stands_for[name] >= 0)
@@ -129,17 +130,17 @@ def block_changes(network: Network, images: Tensor, difference: str | Difference
         network, images, difference: As for :func:`group_redundancy`.
     """
     compare = find_difference(difference)
-    changes: dict[str, list[float]] = {name: [] for name in removable_blocks(network)}
+    blocks = removable_blocks(network)
+    changes: dict[str, list[float]] = {name: [] for name in blocks}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         # the block adds to its input out of place, so the input is still what it was
         return lambda block, inputs, output: changes[name].append(channel_change(inputs[0][0], output[0], compare))
 
-    hooks = [block.register_forward_hook(hook(name)) for name, block in removable_blocks(network).items()]
+    hooks = [block.register_forward_hook(hook(name)) for name, block in blocks.items()]
     try:
         for image in images:
-            with torch.no_grad(), evaluating(network):
-                network(image[None].to(next(network.parameters()).device))
+            look(network, image)
     finally:
         for handle in hooks:
             handle.remove()
@@ -154,6 +155,13 @@ def channel_change(before: Tensor, after: Tensor, compare: Difference) -> float:
         half = len(pair) // 2
         total += float(compare(perceived(pair))[:half, half:].diagonal().sum())
     return total / len(before)
+
+
+@torch.no_grad()
+def look(network: Network, image: Tensor) -> None:
+    """One forward pass over an image (1, H, W), for the hooks that see it."""
+    with evaluating(network):
+        network(image[None].to(next(network.parameters()).device))
 
 
 @contextmanager
@@ -172,7 +180,7 @@ def reading(
     seen: dict[str, list[Tensor]] = {group.name: [] for group in groups}
 
     def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             maps = inputs[0]
             if maps.ndim != 4:
                 return
@@ -182,7 +190,7 @@ def reading(
                 seen[group.name] = [*seen[group.name][-1:], maps]  # readers of one tensor follow each other closely
                 take(group, maps[:, channels.to(maps.device)])
 
-        return look
+        return see
 
     hooks = [network.get_submodule(layer).register_forward_pre_hook(hook(layer)) for layer in by_reader]
     try:

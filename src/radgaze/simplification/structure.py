@@ -45,10 +45,10 @@ class Structure:
 
 def as_narrow(network: Network) -> Network:
     """The same network with its plain ResNet as a :class:`NarrowResNet`; any other network as it is."""
-    if not isinstance(network, GazeCAM) or network.config.get("widths"):
+    if not isinstance(network, GazeCAM) or is_narrow(network) or network.config.get("widths"):
         return network
     options = read_resnet(network.backbone)
-    if options is None or is_narrow(network):
+    if options is None:
         return network
     narrow = build({**network.config, "backbone": NarrowResNet.name, "options": options})
     narrow.load_state_dict(network.state_dict())

@@ -35,6 +35,10 @@ class Augmentation(Strict):
         """No change at all, as the papers trained."""
         return cls(rotate=0.0, translate=0.0, zoom=0.0, flip=False, gamma=0.0, gain=0.0)
 
+    def view(self, epoch: int) -> int:
+        """Which of a study's changes an epoch shows."""
+        return epoch if self.views is None else epoch % self.views
+
     @property
     def moves(self) -> bool:
         return bool(self.rotate or self.translate or self.zoom or self.flip)

@@ -125,11 +125,8 @@ class CohortDataset(Dataset[Batch]):
         images = load_images(self.cohort, studies)
         motion = None
         if self.augmentation is not None:
-            views = self.augmentation.views
-            generators = [
-                np.random.default_rng((self.seed, epoch if views is None else epoch % views, position))
-                for epoch, position in items
-            ]
+            view = self.augmentation.view
+            generators = [np.random.default_rng((self.seed, view(epoch), position)) for epoch, position in items]
             motion = draw_motion(self.augmentation, self.cohort.size, generators)
             if motion is not None:
                 images = motion.images(images)

@@ -63,8 +63,9 @@ class Teacher:
         if config.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         self.precision = precision
-        self.views = config.augmentation.views
-        self.file = None if config.distill.scores is None or self.views is None else Path(config.distill.scores)
+        self.augmentation = config.augmentation
+        self.recurs = self.augmentation.views is not None
+        self.file = Path(config.distill.scores) if config.distill.scores is not None and self.recurs else None
         about = {
             "teacher": sha256(run.path / "weights.safetensors"),
             "cohort": cohort.meta["checksums"],
@@ -73,7 +74,7 @@ class Teacher:
             "seed": config.seed,
         }
         self.about = {"about": json.dumps(about, sort_keys=True)}
-        self.known = torch.full((self.views or 0, studies, len(run.classes)), torch.nan)
+        self.known = torch.full((self.augmentation.views or 0, studies, len(run.classes)), torch.nan)
         self.complete = self.load()
 
     def load(self) -> bool:
@@ -89,15 +90,15 @@ class Teacher:
     @torch.no_grad()
     def scores(self, batch: Batch, epoch: int) -> Tensor:
         """(B, C) class scores for the images of ``batch``, as they were changed in ``epoch``."""
-        positions = batch.positions.cpu()
-        if self.views is not None:
-            known = self.known[epoch % self.views, positions]
+        view, positions = self.augmentation.view(epoch), batch.positions.cpu()
+        if self.recurs:
+            known = self.known[view, positions]
             if not known.isnan().any():
                 return known.to(batch.images.device)
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits: Tensor = self.network(batch.images).logits
-        if self.views is not None:
-            self.known[epoch % self.views, positions] = logits.float().cpu()
+        if self.recurs:
+            self.known[view, positions] = logits.float().cpu()
         return logits.float()
 
     def save(self) -> None:

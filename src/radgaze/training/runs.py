@@ -50,6 +50,11 @@ class TrainingState:
     finished: str | None = None  # why training ended; None while it has not
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def best(self) -> dict[str, Any]:
+        """The row of ``history`` whose weights are kept."""
+        return next(row for row in self.history if row["epoch"] == self.best_epoch)
+
     def to_json(self) -> dict[str, Any]:
         state = asdict(self)
         state["plateau"]["best"] = None if self.plateau.best == float("inf") else self.plateau.best
@@ -163,6 +168,20 @@ class Run:
     @property
     def state(self) -> TrainingState:
         return Checkpoint(self.path).load_state()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training has ended and left its weights.
+
+        Raises:
+            InputError: Training has not begun, or its state is damaged.
+        """
+        return self.state.finished is not None and (self.path / "weights.safetensors").is_file()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run's network is measured: a GPU where there is one, unless the run was kept off it."""
+        return torch.device("cuda" if torch.cuda.is_available() and self.config.accelerator != "cpu" else "cpu")
 
     def cohort(self, other: Cohort | Path | str | None = None) -> Cohort:
         """The cohort this run was trained on, or another one.
