@@ -5,17 +5,20 @@
 --data holds the images.csv, images.zip and lung_masks.zip of Kermany et al. For each seed a ResNet50 is trained from
 scratch; then every arm makes it smaller with `radgaze simplify`, in one pass to the same number of parameters, and
 trains it with the same budget, without distillation. Uniform widths start from fresh weights, kernels drawn at random
-or chosen by importance from their own; krm does both. Finished steps are kept in the work folder, so an
-interrupted benchmark goes on where it stopped. Prints the tables of docs/results.md.
+or chosen by importance from their own; krm does both. The control "tapered" learns nothing from the large network but
+krm's cost: its widths change by one ratio from stage to stage, so that it has krm's parameters and its
+multiply-accumulates. Finished steps are kept in the work folder, so an interrupted benchmark goes on where it stopped.
+Prints the tables of docs/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -28,7 +31,8 @@ from kermany import paired_difference, prepare
 from radgaze.cohort import Cohort
 from radgaze.files import read_json
 from radgaze.inference import evaluate
-from radgaze.models import macs
+from radgaze.models import Network, build, macs, parameters
+from radgaze.models.narrow_resnet import NarrowResNet
 from radgaze.simplification import simplify
 from radgaze.training import Run
 
@@ -62,6 +66,8 @@ ARMS = {
     "taylor": Arm("taylor", "inherited"),
     "taylor-global": Arm("taylor", "inherited", ranking="all"),
 }
+TAPERED = "tapered"
+BLOCKS, EXPANSION = (3, 4, 6, 3), 4  # of ResNet50
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,12 @@ def work_on(task: Task) -> Task:
     torch.set_num_threads(1)
     if task.arm is None:
         train_and_evaluate(Cohort.open(task.cohort), task.run, "classifier", {**LARGE, "seed": task.seed})
+    elif task.arm == TAPERED:
+        krm = Run.open(replace(task, arm="krm").run)
+        model = tapered(krm.network(), krm.size)
+        train_and_evaluate(
+            Cohort.open(task.cohort), task.run, "classifier", {**LARGE, **SMALL, "seed": task.seed, "model": model}
+        )
     elif not (task.run / "report.json").exists():
         arm = ARMS[task.arm]
         simplify(
@@ -106,6 +118,43 @@ def work_on(task: Task) -> Task:
         )
         evaluate(task.run, progress=False)
     return task
+
+
+def tapered(like: Network, size: tuple[int, int]) -> dict[str, Any]:
+    """The model settings of a ResNet50 whose widths change by one ratio from stage to stage.
+
+    Of all first widths and ratios: the one nearest to the parameters and multiply-accumulates of ``like``, neither of
+    which may be off by more than a twentieth.
+    """
+    wanted = (parameters(like), macs(like, size))
+    best: tuple[float, dict[str, Any]] = (math.inf, {})
+    for first in range(4, 65):
+        # parameters grow with the ratio, so the right one for them lies between two halvings
+        low, high = 0.25, 2.5
+        for _ in range(12):
+            ratio = (low + high) / 2
+            model = stages_of(first, ratio, like.config["options"]["output_stride"])
+            with torch.device("meta"):  # shapes without weights
+                backbone = NarrowResNet(in_channels=1, **model["options"])
+            head = (backbone.num_features + 1) * like.config["num_classes"]
+            low, high = (ratio, high) if parameters(backbone) + head < wanted[0] else (low, ratio)
+        network = build({**like.config, **model})
+        found = (parameters(network), macs(network, size))
+        off = max(abs(have / want - 1) for have, want in zip(found, wanted, strict=True))
+        best = min(best, (off, model), key=lambda entry: entry[0])
+    if best[0] > 0.05:
+        raise SystemExit(f"No tapered ResNet50 comes nearer than {best[0]:.0%} to {wanted} parameters and MACs.")
+    return best[1]
+
+
+def stages_of(first: int, ratio: float, output_stride: int) -> dict[str, Any]:
+    widths = [max(1, round(first * ratio**stage)) for stage in range(len(BLOCKS))]
+    stages = [
+        {"width": EXPANSION * width, "blocks": [[width, width]] * blocks, "projection": True}
+        for width, blocks in zip(widths, BLOCKS, strict=True)
+    ]
+    options = {"stem": first, "stages": stages, "output_stride": output_stride}
+    return {"backbone": NarrowResNet.name, "options": options}
 
 
 def do(tasks: Iterable[Task], jobs: int) -> list[Task]:
