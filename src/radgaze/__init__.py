@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from radgaze.comparison import compare
     from radgaze.errors import InputError, RadgazeError
     from radgaze.gaze import Gaze, Grid, detect_fixations, render, render_batch
-    from radgaze.inference import evaluate, measure_redundancy
+    from radgaze.inference import evaluate, load, measure_redundancy
     from radgaze.simplification import simplify
     from radgaze.training import Run, fit
 
@@ -42,6 +42,7 @@ __all__ = [
     "import_egd_cxr",
     "import_reflacx",
     "import_tables",
+    "load",
     "make_phantom",
     "measure_redundancy",
     "measures",
@@ -63,7 +64,7 @@ HOMES = {
     "comparison": ["compare"],
     "errors": ["InputError", "RadgazeError"],
     "gaze": ["Gaze", "Grid", "detect_fixations", "render", "render_batch"],
-    "inference": ["evaluate", "measure_redundancy"],
+    "inference": ["evaluate", "load", "measure_redundancy"],
     "simplification": ["simplify"],
     "training": ["Run", "fit"],
 }

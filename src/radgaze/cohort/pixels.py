@@ -9,6 +9,7 @@ Axis order is (row, column) throughout. Of a DICOM header only what decodes the 
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ __all__ = [
     "MAX_PIXELS",
     "UNKNOWN",
     "ImageInfo",
+    "Upload",
     "image_size",
     "read_image",
     "read_mask",
@@ -59,7 +61,18 @@ class ImageInfo:
     photometric: str
 
 
-def read_image(path: Path) -> tuple[Pixels, ImageInfo]:
+class Upload(io.BytesIO):
+    """The bytes of an image file that lies in memory alone, under the name that errors call it by."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def read_image(path: Path | Upload) -> tuple[Pixels, ImageInfo]:
     """Read a PNG, JPEG, TIFF or DICOM image as brightness: larger is brighter, black is 0 or above.
 
     Colour becomes luminance (ITU-R 601, 8 bits), transparency is dropped. DICOM: modality LUT or rescale, then VOI LUT
@@ -76,7 +89,7 @@ def read_image(path: Path) -> tuple[Pixels, ImageInfo]:
     return _as_brightness(values, path), info
 
 
-def _read(path: Path) -> tuple[npt.NDArray[Any], ImageInfo]:
+def _read(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
     try:
         if _is_dicom(path):
             with warnings.catch_warnings():
@@ -202,7 +215,7 @@ def _overlaps(source: int, count: int, start: float, step: float) -> scipy.spars
     return scipy.sparse.csr_array((weights, (cells[kept], pixels[kept])), shape=(count, source))
 
 
-def _as_brightness(values: npt.NDArray[Any], path: Path) -> Pixels:
+def _as_brightness(values: npt.NDArray[Any], path: Path | Upload) -> Pixels:
     if not np.issubdtype(values.dtype, np.integer):
         if not np.isfinite(values).all():
             raise InputError(f"Image {str(path)!r} has pixels that are not finite; expected numbers, export it again.")
@@ -215,7 +228,7 @@ def _as_brightness(values: npt.NDArray[Any], path: Path) -> Pixels:
     return values.astype(np.float32)
 
 
-def _checked_size(height: int, width: int, path: Path) -> tuple[int, int]:
+def _checked_size(height: int, width: int, path: Path | Upload) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise InputError(f"Image {str(path)!r} has no rows or columns; expected an image, check what the file is.")
     if height * width > MAX_PIXELS:
@@ -229,7 +242,7 @@ def _checked_size(height: int, width: int, path: Path) -> tuple[int, int]:
 # ---- PNG, JPEG, TIFF
 
 
-def _open_picture(path: Path) -> Image.Image:
+def _open_picture(path: Path | Upload) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
         try:
@@ -245,7 +258,7 @@ def _open_picture(path: Path) -> Image.Image:
             ) from None
 
 
-def _read_picture(path: Path) -> tuple[npt.NDArray[Any], ImageInfo]:
+def _read_picture(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
     with _open_picture(path) as picture:
         _checked_size(picture.height, picture.width, path)
         frames = getattr(picture, "n_frames", 1)
@@ -272,13 +285,16 @@ def _read_picture(path: Path) -> tuple[npt.NDArray[Any], ImageInfo]:
 # ---- DICOM
 
 
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(132)
-    return start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+def _is_dicom(path: Path | Upload) -> bool:
+    if isinstance(path, Upload):
+        start, suffix = bytes(path.getbuffer()[:132]), Path(path.name).suffix
+    else:
+        with path.open("rb") as file:
+            start, suffix = file.read(132), path.suffix
+    return start[128:] == b"DICM" or suffix.lower() in (".dcm", ".dicom")
 
 
-def _open_dicom(path: Path, **options: Any) -> pydicom.Dataset:
+def _open_dicom(path: Path | Upload, **options: Any) -> pydicom.Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom remarks on every odd header value
@@ -291,7 +307,7 @@ def _open_dicom(path: Path, **options: Any) -> pydicom.Dataset:
         ) from error
 
 
-def _read_dicom(path: Path) -> tuple[npt.NDArray[Any], ImageInfo]:
+def _read_dicom(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
     dataset = _open_dicom(path)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise InputError(

@@ -32,7 +32,7 @@ from radgaze.cohort.splits import (
 from radgaze.cohort.study import Box, Study
 from radgaze.errors import InputError, nearest
 from radgaze.files import atomic_path, read_json, write_json
-from radgaze.gaze import Gaze, Grid
+from radgaze.gaze import Frame, Gaze, Grid
 
 __all__ = ["FORMAT", "TASKS", "Cohort", "resplit", "sha256"]
 
@@ -107,6 +107,12 @@ class Cohort:
         """(h, w) of the stored images."""
         height, width = self.meta["size"]
         return height, width
+
+    @property
+    def frame(self) -> Frame:
+        """How its images were brought to :attr:`size`."""
+        canvas = self.meta["canvas"]
+        return Frame(self.size, self.meta["fit"], tuple(canvas) if canvas else None)
 
     @property
     def task(self) -> str:

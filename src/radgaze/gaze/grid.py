@@ -1,4 +1,4 @@
-"""Grid: where the pixels of a map sit in the source image."""
+"""Grid: where the pixels of a map sit in the source image. Frame: how an image of any size gets its grid."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from radgaze.errors import InputError
 
-__all__ = ["Grid", "check_size"]
+__all__ = ["FITS", "Frame", "Grid", "check_size"]
+
+FITS = ("letterbox", "stretch", "canvas")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,30 @@ class Grid:
     def to_source(self, column: Any, row: Any) -> tuple[Any, Any]:
         """(column, row) of this grid to source pixels (x, y); the inverse of :meth:`to_grid`."""
         return self.x0 + column * self.dx, self.y0 + row * self.dy
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an image of any size becomes one of ``size`` (h, w).
+
+    Attributes:
+        size: (h, w) of the images that come out.
+        fit: ``"letterbox"`` keeps the aspect and pads; ``"stretch"`` fills the size; ``"canvas"`` keeps one scale.
+        canvas: (H, W) in source pixels that images are centred on, with ``"canvas"`` alone.
+    """
+
+    size: tuple[int, int]
+    fit: str = "letterbox"
+    canvas: tuple[int, int] | None = None
+
+    def grid(self, source_size: tuple[int, int]) -> Grid:
+        """The grid of an image of ``source_size`` (H, W)."""
+        if self.fit == "letterbox":
+            return Grid.letterbox(source_size, self.size)
+        if self.fit == "stretch":
+            return Grid.area(source_size, self.size)
+        assert self.canvas is not None
+        return Grid.canvas(source_size, self.canvas, self.size)
 
 
 def check_size(size: tuple[int, int], what: str) -> None:

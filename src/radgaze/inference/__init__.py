@@ -3,6 +3,16 @@
 from radgaze.inference.evaluation import evaluate
 from radgaze.inference.grad_cam import grad_cam
 from radgaze.inference.predict import predict_studies
+from radgaze.inference.predictor import Failure, Prediction, Predictor, load
 from radgaze.inference.redundancy import measure_redundancy
 
-__all__ = ["evaluate", "grad_cam", "measure_redundancy", "predict_studies"]
+__all__ = [
+    "Failure",
+    "Prediction",
+    "Predictor",
+    "evaluate",
+    "grad_cam",
+    "load",
+    "measure_redundancy",
+    "predict_studies",
+]

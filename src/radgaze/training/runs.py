@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
 from radgaze.files import read_json, write_json, write_text
+from radgaze.gaze import Frame
 from radgaze.models import Network, build, load_weights
 from radgaze.models.build import save_tensors
 from radgaze.training.config import RunConfig
@@ -159,6 +160,19 @@ class Run:
     def size(self) -> tuple[int, int]:
         height, width = self.content["cohort"]["size"]
         return height, width
+
+    @property
+    def frame(self) -> Frame:
+        """How images were brought to the size that the network was trained at.
+
+        Raises:
+            InputError: A run from before this was written down, whose cohort is gone too.
+        """
+        trained_on = self.content["cohort"]
+        if "fit" not in trained_on:
+            return self.cohort().frame
+        canvas = trained_on["canvas"]
+        return Frame(self.size, trained_on["fit"], tuple(canvas) if canvas else None)
 
     @property
     def history(self) -> list[dict[str, Any]]:

@@ -129,6 +129,8 @@ def plan_training(cohort: Cohort, method: str, settings: Mapping[str, Any]) -> P
             "path": str(cohort.path),
             "name": cohort.name,
             "size": list(cohort.size),
+            "fit": cohort.meta["fit"],
+            "canvas": cohort.meta["canvas"],
             "checksums": cohort.meta["checksums"],
         },
     }

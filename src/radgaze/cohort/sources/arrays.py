@@ -33,32 +33,15 @@ import radgaze
 from radgaze.cohort.sources.worker import IMAGES, MASKS, PixelWorker, row_checksum
 from radgaze.errors import InputError
 from radgaze.files import write_json
-from radgaze.gaze import Grid
+from radgaze.gaze import Frame
 
-__all__ = ["Arrays", "Frame", "Picture"]
+__all__ = ["Arrays", "Picture"]
 
 _LAYOUT = 1  # of the folder of work; a change makes older ones start over
 _PICTURES_PER_WORKER = 24  # below this a child process costs more than it saves
 
 _Answer = dict[str, Any]
 _Ask = Callable[..., _Answer]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How an image of any size becomes one of ``size`` (h, w); see ``write_cohort`` for ``fit`` and ``canvas``."""
-
-    size: tuple[int, int]
-    fit: str
-    canvas: tuple[int, int] | None
-
-    def grid(self, source_size: tuple[int, int]) -> Grid:
-        if self.fit == "letterbox":
-            return Grid.letterbox(source_size, self.size)
-        if self.fit == "stretch":
-            return Grid.area(source_size, self.size)
-        assert self.canvas is not None
-        return Grid.canvas(source_size, self.canvas, self.size)
 
 
 @dataclass(frozen=True)

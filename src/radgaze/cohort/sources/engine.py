@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from radgaze.cohort.sources.arrays import Arrays, Frame, Picture
+from radgaze.cohort.sources.arrays import Arrays, Picture
 from radgaze.cohort.splits import (
     check_no_patient_overlap,
     normalise_split,
@@ -31,11 +31,11 @@ from radgaze.cohort.store import FORMAT, TASKS, Cohort, sha256
 from radgaze.cohort.study import Box
 from radgaze.errors import InputError, nearest
 from radgaze.files import folder_lock, publish, write_json
-from radgaze.gaze import Gaze, Grid
+from radgaze.gaze import Frame, Gaze, Grid
+from radgaze.gaze.grid import FITS
 
-__all__ = ["FITS", "RawStudy", "write_cohort"]
+__all__ = ["RawStudy", "write_cohort"]
 
-FITS = ("letterbox", "stretch", "canvas")
 SPLITS_BY = ("patient", "image", "source")
 
 
