@@ -261,6 +261,7 @@ def test_redundancy_for_machines(radgaze_command: Any, narrow_run: Path, tmp_pat
     assert "looking at kernels" in err
     assert list(written["layers"]) == ["backbone.conv1", "backbone.layer1.0.conv1", "backbone.layer1.1.conv1"]
     assert written["settings"] == {
+        "cohort": None,
         "images": 2,
         "layers": ["*layer1*conv1", "backbone.conv1"],
         "after": "conv",

@@ -41,3 +41,14 @@ def test_second_process_is_refused(tmp_path: Path) -> None:
         pass
     with folder_lock(tmp_path / "run", "training in"):
         pass
+
+
+@pytest.mark.parametrize("below", ["", "deeper/folder"])
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "taken"
+    file.write_text("something")
+    with pytest.raises(InputError, match=r"taken.*is a file"), folder_lock(file / below, "training in"):
+        pass
+    with pytest.raises(InputError, match=r"taken.*is a file"):
+        write_json(file / below / "report.json", {})
+    assert file.read_text() == "something"

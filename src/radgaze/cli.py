@@ -33,7 +33,7 @@ app.add_typer(import_app, name="import")
 UsageError: Any = typer.BadParameter.__mro__[2]  # click's ClickException, which newer typers carry inside themselves
 
 messages = Console(stderr=True)
-tables = Console()
+tables = Console(markup=False)  # names from the data may hold brackets
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]

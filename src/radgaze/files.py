@@ -13,13 +13,17 @@ from typing import Any
 
 from radgaze.errors import InputError
 
-__all__ = ["atomic_path", "folder_lock", "publish", "read_json", "write_json", "write_text"]
+__all__ = ["atomic_path", "folder_lock", "make_folder", "publish", "read_json", "write_json", "write_text"]
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place once the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary path beside ``path`` that takes its place once the block ends without an error.
+
+    Raises:
+        InputError: A file is where its folder should be.
+    """
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -28,6 +32,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and those it lies in, where they are not there.
+
+    Raises:
+        InputError: It, or one of those, is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(path for path in (folder, *folder.parents) if path.exists() and not path.is_dir())
+        raise InputError(f"{str(file)!r} is a file, expected a folder; choose another folder.") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,8 +69,12 @@ def read_json(path: Path, what: str) -> Any:
 
 @contextmanager
 def folder_lock(folder: Path, doing: str) -> Iterator[None]:
-    """Hold ``folder`` for one process; a second one is refused. The system frees the lock when a process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Hold ``folder`` for one process; a second one is refused. The system frees the lock when a process dies.
+
+    Raises:
+        InputError: Another process holds it, or it is a file.
+    """
+    make_folder(folder)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -71,7 +71,7 @@ class TestReport:
         found = measure_redundancy(run, images=2, taus=(0.9, 0.2), seed=5, out=tmp_path, progress=False, **asked)
         expected = measured(run, found, taus=(0.9, 0.2), **asked).to_json()
         assert {key: found[key] for key in expected} == expected
-        assert found["settings"] == {"images": 2, "seed": 5, **asked}
+        assert found["settings"] == {"cohort": None, "images": 2, "seed": 5, **asked}
         assert found["taus"] == [0.2, 0.9]
         assert next(iter(found["layers"])) == "backbone.conv1"
         assert all("layer2" not in name for name in found["layers"])

@@ -415,15 +415,16 @@ def test_the_command_asks_for_the_same(show: Show, report: dict[str, Any], monke
         raise typer.Exit(3)
 
     monkeypatch.setattr(inference, "measure_redundancy", record)
-    for layers in (["*conv1", "last"], None):
-        report["settings"]["layers"] = layers
+    for layers, cohort in ((["*conv1", "last"], None), (None, "COHORT")):
+        report["settings"] |= {"layers": layers, "cohort": cohort}
         line = next(text for text in show(report).html.splitlines() if "radgaze redundancy" in text)
         words = shlex.split(re.sub("<[^>]*>", "", line).replace("&#39;", "'").replace("&#34;", '"'))
         monkeypatch.setattr("sys.argv", words)
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 3
-        assert (asked["run"], asked["cohort"], asked["out"]) == ("RUN", None, None)
+        assert (asked["run"], asked["out"]) == ("RUN", None)
+        asked["cohort"] = asked["cohort"] and str(asked["cohort"])
         assert {key: asked[key] for key in report["settings"]} == report["settings"]
 
 

@@ -65,6 +65,7 @@ def measure_redundancy(
             whatever :func:`~radgaze.redundancy.measure` refuses.
     """
     run = run if isinstance(run, Run) else Run.open(run)
+    other = cohort is not None
     cohort = run.cohort(cohort)
     studies = probe_studies(cohort, run.training_studies(cohort), images, seed)
     probes = load_images(cohort, studies.tolist())
@@ -97,6 +98,7 @@ def measure_redundancy(
         },
         "cohort": {"name": cohort.name, "source": cohort.meta["source"], "size": list(cohort.size)},
         "settings": {
+            "cohort": "COHORT" if other else None,  # its path is this machine's own
             "images": images,
             "layers": [layers] if isinstance(layers, str) else layers and list(layers),
             "after": after,
