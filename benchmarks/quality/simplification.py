@@ -1,6 +1,7 @@
 """A ResNet50 of 23.5 million parameters against what is left of it: kernel redundancy and its rivals, over seeds.
 
     python benchmarks/quality/simplification.py --data FOLDER --work FOLDER [--arms krm,...] [--params 128000,...]
+        [--finished] [--figure FILE]
 
 --data holds the images.csv, images.zip and lung_masks.zip of Kermany et al. For each seed a ResNet50 is trained from
 scratch; then every arm makes it smaller with `radgaze simplify`, in one pass to the same number of parameters, and
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -25,11 +26,12 @@ from statistics import median
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from common import RECIPE, lookup, markdown, train_and_evaluate
 from kermany import paired_difference, prepare
 from radgaze.cohort import Cohort
-from radgaze.files import read_json
+from radgaze.files import atomic_path, read_json
 from radgaze.inference import evaluate
 from radgaze.models import Network, build, macs, parameters
 from radgaze.models.narrow_resnet import NarrowResNet
@@ -190,17 +192,85 @@ def spread(values: Sequence[float], form: str = ".3f") -> str:
 
 def row(cohort: Cohort, name: str, tasks: Sequence[Task], large: Sequence[Task]) -> list[str]:
     reports, runs = [report_of(task) for task in tasks], [Run.open(task.run) for task in tasks]
-    difference = paired_difference(cohort, [task.run for task in tasks], [task.run for task in large], "auc_macro")
     own = tasks[0].arm is None
     return [
         name,
+        str(len(tasks)),
         spread([run.content["parameters"] for run in runs], ",.0f"),
         spread([macs(run.network(), run.size) / 1e6 for run in runs], ",.1f"),
         spread([run.state.best["val_auc_macro"] for run in runs]),
-        spread([lookup(report, ("classification", "auc_macro"))["value"] for report in reports]),
-        "" if own else f"{float(difference.value):+.4f} [{float(difference.low):+.4f}, {float(difference.high):+.4f}]",
+        spread([test_auc(task) for task in tasks]),
+        "" if own else difference(cohort, tasks, large),
         spread([lookup(report, ("localisation", "model", "overall", "energy_inside"))["mean"] for report in reports]),
     ]
+
+
+def test_auc(task: Task) -> float:
+    return float(lookup(report_of(task), ("classification", "auc_macro"))["value"])
+
+
+def difference(cohort: Cohort, first: Sequence[Task], second: Sequence[Task]) -> str:
+    """Mean test AUC of some seeds, minus that of the same seeds of another network, with its paired interval."""
+    other = {task.seed: task.run for task in second}
+    pairs = [(task.run, other[task.seed]) for task in first if task.seed in other]
+    found = paired_difference(cohort, [one for one, _ in pairs], [two for _, two in pairs], "auc_macro")
+    return f"{float(found.value):+.4f} [{float(found.low):+.4f}, {float(found.high):+.4f}]"
+
+
+def against_krm(cohort: Cohort, arm: str, tasks: Sequence[Task], krm: Sequence[Task]) -> list[str]:
+    rival = {task.seed: task for task in tasks}
+    pairs = [(task, rival[task.seed]) for task in krm if task.seed in rival]
+    ahead = [
+        Run.open(one.run).state.best["val_auc_macro"] - Run.open(two.run).state.best["val_auc_macro"]
+        for one, two in pairs
+    ]
+    return [
+        arm,
+        difference(cohort, [one for one, _ in pairs], [two for _, two in pairs]),
+        f"{sum(test_auc(one) > test_auc(two) for one, two in pairs)} of {len(pairs)}",
+        f"{median(ahead):+.4f}",
+        f"{sum(gain > 0 for gain in ahead)} of {len(pairs)}",
+    ]
+
+
+def draw(groups: Mapping[tuple[str, int], Sequence[Task]], large: Sequence[Task], file: Path) -> None:
+    """AUC against parameters for each arm: medians over seeds, and their range as a bar."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    arms = list(dict.fromkeys(arm for arm, _ in groups))
+    for place, (title, value) in enumerate(
+        (
+            ("validation", lambda task: float(Run.open(task.run).state.best["val_auc_macro"])),
+            ("test", test_auc),
+        )
+    ):
+        axes = figure.add_subplot(1, 2, place + 1)
+        of_large = [value(task) for task in large]
+        axes.axhspan(min(of_large), max(of_large), color="0.88")
+        axes.axhline(median(of_large), color="0.5", linewidth=1, label="ResNet50, 23.5 M")
+        for number, arm in enumerate(arms):
+            sizes = sorted(size for name, size in groups if name == arm)
+            values = [[value(task) for task in groups[arm, size]] for size in sizes]
+            counts = [median(Run.open(task.run).content["parameters"] for task in groups[arm, size]) for size in sizes]
+            x = [count * 1.012 ** (number - len(arms) / 2) for count in counts]
+            style = {"color": f"C{number}", "zorder": 5 if arm == "krm" else 3}
+            axes.plot(
+                x,
+                [median(some) for some in values],
+                marker="o",
+                linewidth=2.4 if arm == "krm" else 1.2,
+                label=arm,
+                **style,
+            )
+            axes.vlines(x, [min(some) for some in values], [max(some) for some in values], **style)
+        axes.set_xscale("log")
+        ticks = sorted({size for _, size in groups})
+        axes.set_xticks(ticks, [f"{size // 1000} k" for size in ticks], minor=False)
+        axes.minorticks_off()
+        axes.set(title=title, xlabel="parameters, at most", ylabel="macro AUC")
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False)
+    with atomic_path(file) as partial:
+        figure.savefig(partial, dpi=130, format=file.suffix[1:])
 
 
 def main() -> None:
@@ -211,34 +281,51 @@ def main() -> None:
     parser.add_argument("--arms", default="krm,uniform,random,l1,fpgm,taylor")
     parser.add_argument("--params", default="128000,64000,32000")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--finished", action="store_true", help="train nothing: the tables of what is there")
+    parser.add_argument("--figure", type=Path, help="also draw AUC against parameters, as .png or .svg")
     arguments = parser.parse_args()
     cohort = prepare(arguments.data, arguments.work / "kermany", SIZE)
     seeds, arms = range(arguments.seeds), arguments.arms.split(",")
     sizes = [int(text) for text in arguments.params.split(",")]
 
-    large = do([Task(cohort.path, arguments.work, seed) for seed in seeds], arguments.jobs)
-    small = do(
-        [Task(cohort.path, arguments.work, seed, arm, size) for size in sizes for seed in seeds for arm in arms],
-        arguments.jobs,
-    )
-    header = ["network", "parameters", "MACs, millions", "AUC, validation", "AUC, test", "test AUC − large"]
+    large = [Task(cohort.path, arguments.work, seed) for seed in seeds]
+    small = [Task(cohort.path, arguments.work, seed, arm, size) for size in sizes for seed in seeds for arm in arms]
+    if arguments.finished:
+        large, small = ([task for task in some if (task.run / "report.json").exists()] for some in (large, small))
+    else:
+        large, small = do(large, arguments.jobs), do(small, arguments.jobs)
+    groups = {
+        (arm, size): [task for task in small if (task.arm, task.params) == (arm, size)]
+        for size in sizes
+        for arm in arms
+    }
+    groups = {key: tasks for key, tasks in groups.items() if tasks}
+
+    header = ["network", "seeds", "parameters", "MACs, millions", "AUC, validation", "AUC, test", "test AUC − large"]
     rows = [row(cohort, "ResNet50", large, large)]
-    for size in sizes:
-        for arm in arms:
-            tasks = [task for task in small if task.arm == arm and task.params == size]
-            rows.append(row(cohort, f"{arm}, {size // 1000} k", tasks, large))
+    rows += [row(cohort, f"{arm}, {size // 1000} k", tasks, large) for (arm, size), tasks in groups.items()]
     print(markdown([*header, "CAM, energy in the lungs"], rows))
+    rows = [
+        against_krm(cohort, f"{arm}, {size // 1000} k", tasks, groups["krm", size])
+        for (arm, size), tasks in groups.items()
+        if arm != "krm" and ("krm", size) in groups
+    ]
+    if rows:
+        print()
+        print(markdown(["krm minus", "test AUC", "seeds ahead", "validation AUC, median", "seeds ahead"], rows))
     print()
-    timed = [("ResNet50", large[0]), *((f"{task.arm}, {task.params:,}", task) for task in small if task.seed == 0)]
+    timed = [("ResNet50", large[0]), *((f"{arm}, {size // 1000} k", tasks[0]) for (arm, size), tasks in groups.items())]
     print(
         markdown(
-            ["network, seed 0", "weights, kB", "ms an image, one thread"],
+            ["network, first seed", "weights, kB", "ms an image, one thread"],
             [
                 [name, f"{weights_of(task).stat().st_size / 1e3:,.0f}", f"{latency(Run.open(task.run)):.1f}"]
                 for name, task in timed
             ],
         )
     )
+    if arguments.figure:
+        draw(groups, large, arguments.figure)
 
 
 if __name__ == "__main__":
