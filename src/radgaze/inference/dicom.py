@@ -133,13 +133,18 @@ class Header:
             for keyword, vr in (("LossyImageCompressionRatio", "DS"), ("LossyImageCompressionMethod", "CS")):
                 if value := _text(source, keyword, vr):
                     setattr(content, keyword, value)
-        laterality = _text(source, "Laterality", "CS")
+        side = _text(source, "Laterality", "CS")
+        is_chest = _text(source, "BodyPartExamined", "CS") == "CHEST"
         burned_in = _text(source, "BurnedInAnnotation", "CS")
         return cls(
             content,
             _orientation(source),
             _spacing(source),
-            None if _text(source, "BodyPartExamined", "CS") == "CHEST" else laterality if laterality in ("R", "L") else "",
+            None
+            if _text(source, "BodyPartExamined", "CS") == "CHEST"
+            else laterality
+            if laterality in ("R", "L")
+            else "",
             burned_in if burned_in in ("YES", "NO") else None,
         )
 
@@ -173,9 +178,8 @@ def class_code(name: str) -> CodedConcept:
     known = CONCEPTS.get(name.strip().lower())
     if known is not None:
         return CodedConcept(known[0], known[1], known[2])
-    meaning = " ".join(name.replace("\\", "/").split()) or "unnamed"
     digest = hashlib.sha256(name.encode()).hexdigest()[:10].upper()
-    return CodedConcept(f"CLASS-{digest}", SCHEME, meaning if len(meaning) <= 64 else f"{meaning[:63]}…")
+    return CodedConcept(f"CLASS-{digest}", SCHEME, _long_string(name) or "unnamed")
 
 
 def map_values(prediction: Prediction) -> dict[str, NDArray[np.float32]]:
@@ -215,7 +219,7 @@ def _secondary_capture(header: Header, drawn: NDArray[np.uint8] | None) -> Datas
         software_versions=__version__,
         specific_character_set=UTF8,
     )
-    made.PatientOrientation = list(header.orientation) if header.orientation else None
+    made.PatientOrientation = list(header.orientation or ())
     made.ConversionType = "WSD"
     _place_body_part(made, header)
     made.DerivationDescription = "Picture of a neural network's prediction beside the source image; research only."
@@ -351,11 +355,31 @@ def _parametric_map(header: Header, prediction: Prediction) -> Dataset:
         coding_schemes=[_scheme()],
         specific_character_set=UTF8,
     )
+    _index_maps(made)
     _place_body_part(made, header)
     return made
 
 
 # ---- parts
+
+
+def _index_maps(made: Dataset) -> None:
+    """Tell the frames apart by what they show; highdicom indexes their position alone, which is the same for all."""
+    index = Dataset()
+    index.DimensionOrganizationUID = made.DimensionIndexSequence[0].DimensionOrganizationUID
+    index.DimensionIndexPointer, index.FunctionalGroupPointer = 0x0040_9210, 0x0040_9096
+    index.DimensionDescriptionLabel = "Map"
+    made.DimensionIndexSequence.append(index)
+    for number, frame in enumerate(made.PerFrameFunctionalGroupsSequence, 1):
+        frame.FrameContentSequence[0].DimensionIndexValues = [1, number]
+
+
+def _long_string(text: str) -> str:
+    """On one line and within 64 bytes: validators count the bytes of what the standard limits to 64 characters."""
+    text = " ".join(text.replace("\\", "/").split())
+    if len(text.encode()) <= 64:
+        return text
+    return text.encode()[:61].decode(errors="ignore") + "…"
 
 
 def _code(value: str, meaning: str) -> CodedConcept:
@@ -382,16 +406,15 @@ def _measurement(name: CodedConcept, value: float) -> Any:
 
 
 def _mapping(index: int, name: str, values: NDArray[np.float32]) -> Any:
-    subject = name.removeprefix("cam:")
-    quantity = _ATTENTION if name == "attention" else class_code(subject)
+    attention, subject = name == "attention", name.removeprefix("cam:")
     return hd.pm.RealWorldValueMapping(
-        lut_label="ATTENTION" if name == "attention" else f"CAM {index}",
-        lut_explanation=str(quantity.meaning) if name == "attention" else f"Class activation: {quantity.meaning}"[:64],
+        lut_label="ATTENTION" if attention else f"CAM {index}",
+        lut_explanation=str(_ATTENTION.meaning) if attention else _long_string(f"Class activation: {subject}"),
         unit=codes.UCUM.NoUnits,
         value_range=(float(values.min()), float(values.max())),
         slope=1.0,
         intercept=0.0,
-        quantity_definition=quantity,
+        quantity_definition=_ATTENTION if attention else class_code(subject),
     )
 
 

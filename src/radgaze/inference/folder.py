@@ -299,8 +299,8 @@ def _open(folder: Path, settings: Mapping[str, Any], wanted: set[str]) -> set[st
     differing = [key for key in settings if key != "radgaze" and earlier.get(key) != settings[key]]
     if differing:
         raise InputError(
-            f"{str(folder)!r} was begun with another {' and another '.join(differing)}; go on with the same "
-            "arguments, or choose another --out."
+            f"{str(folder)!r} was begun with other settings ({', '.join(differing)}); give the same model and options "
+            "again, or choose another --out."
         )
     return _finished(folder / JOURNAL, wanted)
 
@@ -333,27 +333,28 @@ def _write_tables(folder: Path, card: ModelCard) -> dict[str, Any]:
     counts = {"images": 0, "predicted": 0, "failed": 0, "failed_outputs": 0}
     first: list[dict[str, str]] = []
     table, failures = folder / TABLE, folder / FAILURES
-    with atomic_path(table) as part, atomic_path(failures) as failed_part:
-        with (
-            part.open("w", newline="", encoding="utf-8") as file,
-            failed_part.open("w", newline="", encoding="utf-8") as failed_file,
-            (folder / JOURNAL).open("rb") as lines,
-        ):
-            rows, failed_rows = csv.writer(file, lineterminator="\n"), csv.writer(failed_file, lineterminator="\n")
-            rows.writerow(_columns(card))
-            failed_rows.writerow(["image", "output", "error"])
-            for line in lines:
-                entry = json.loads(line)
-                counts["images"] += 1
-                problems = {"prediction": entry["error"]} if "error" in entry else entry.get("failed", {})
-                counts["failed" if "error" in entry else "predicted"] += 1
-                counts["failed_outputs"] += 0 if "error" in entry else len(problems)
-                if "error" not in entry:
-                    rows.writerow(_row(entry, card))
-                for output, error in problems.items():
-                    failed_rows.writerow([entry["image"], output, error])
-                    if len(first) < NAMED:
-                        first.append({"image": entry["image"], "output": output, "error": error})
+    with (
+        atomic_path(table) as part,
+        atomic_path(failures) as failed_part,
+        part.open("w", newline="", encoding="utf-8") as file,
+        failed_part.open("w", newline="", encoding="utf-8") as failed_file,
+        (folder / JOURNAL).open("rb") as lines,
+    ):
+        rows, failed_rows = csv.writer(file, lineterminator="\n"), csv.writer(failed_file, lineterminator="\n")
+        rows.writerow(_columns(card))
+        failed_rows.writerow(["image", "output", "error"])
+        for line in lines:
+            entry = json.loads(line)
+            counts["images"] += 1
+            problems = {"prediction": entry["error"]} if "error" in entry else entry.get("failed", {})
+            counts["failed" if "error" in entry else "predicted"] += 1
+            counts["failed_outputs"] += 0 if "error" in entry else len(problems)
+            if "error" not in entry:
+                rows.writerow(_row(entry, card))
+            for output, error in problems.items():
+                failed_rows.writerow([entry["image"], output, error])
+                if len(first) < NAMED:
+                    first.append({"image": entry["image"], "output": output, "error": error})
     if not first:
         failures.unlink()
     return {**counts, "failures": first}
