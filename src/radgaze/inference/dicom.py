@@ -140,11 +140,7 @@ class Header:
             content,
             _orientation(source),
             _spacing(source),
-            None
-            if _text(source, "BodyPartExamined", "CS") == "CHEST"
-            else laterality
-            if laterality in ("R", "L")
-            else "",
+            None if is_chest else side if side in ("R", "L") else "",
             burned_in if burned_in in ("YES", "NO") else None,
         )
 
