@@ -56,8 +56,8 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 POOR: dict[str, dict[str, Any]] = {
     "whole": {},
     "bare": dict.fromkeys(
-        ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "Modality")
-        + ("AccessionNumber", "ReferringPhysicianName", "BodyPartExamined"),
+        "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID Modality AccessionNumber "
+        "ReferringPhysicianName BodyPartExamined".split()
     ),
     "empty": dict.fromkeys(("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "StudyTime"), ""),
     "wrong": {"StudyDate": "29.02.2024", "StudyTime": "noon", "PatientBirthDate": "1950", "PatientSex": "female"},

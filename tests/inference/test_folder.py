@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
+import signal
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -43,13 +46,13 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def predict(images: Any, out: Path, **options: Any) -> dict[str, Any]:
-    options = {"progress": False, "batch_size": 3, **options}
+    options = {"progress": False, "batch_size": 3, "overlays": False, **options}
     return radgaze.predict(options.pop("model", None) or formula_predictor(), images, out, **options)
 
 
 def test_lines_tables_pictures_and_maps_say_what_the_predictor_says(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = predict(images, out, maps=True)
+    summary = predict(images, out, maps=True, overlays=True)
     assert {key: summary[key] for key in ("images", "predicted", "failed", "failed_outputs", "skipped")} == {
         "images": 10, "predicted": 10, "failed": 0, "failed_outputs": 0, "skipped": 0,
     }  # fmt: skip
@@ -138,23 +141,54 @@ def interrupted(images: Path, out: Path, after: int, **options: Any) -> None:
 
 def test_resuming_does_what_is_left_and_nothing_twice(images: Path, tmp_path: Path) -> None:
     out, model = tmp_path / "out", formula_predictor()
-    interrupted(images, out, after=2)
+    interrupted(images, out, after=2, overlays=True)
     assert len(lines(out)) == 6
     journal = out / "predictions.jsonl"
     journal.write_bytes(journal.read_bytes()[:-20])  # torn in the middle of the sixth line
     (out / "overlays" / ".x.png.1.partial").write_bytes(b"half a picture")
-    summary = predict(images, out, model=model, resume=True)
+    summary = predict(images, out, model=model, resume=True, overlays=True)
     assert (summary["predicted"], summary["skipped"]) == (10, 5)
     assert model.engine.batches == 2  # five images in batches of three
     whole = tmp_path / "whole"
-    predict(images, whole)
+    predict(images, whole, overlays=True)
     assert lines(out) == lines(whole)
     assert (out / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
     assert {path.name for path in (out / "overlays").iterdir()} == {
         path.name for path in (whole / "overlays").iterdir()
     }
-    again = predict(images, out, model=model, resume=True)
+    again = predict(images, out, model=model, resume=True, overlays=True)
     assert (again["skipped"], model.engine.batches) == (10, 2)
+
+
+def test_killed_for_good_nothing_is_half(images: Path, tmp_path: Path) -> None:
+    for index in range(10):
+        Image.fromarray(blob(60, 50, seed=index)).save(images / f"more{index}.png")
+    out, journal = tmp_path / "out", tmp_path / "out" / "predictions.jsonl"
+    command = (
+        "import radgaze; from tests.inference.predictors import formula_predictor; "
+        f"radgaze.predict(formula_predictor(), {str(images)!r}, {str(out)!r}, batch_size=2, maps=True)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen([sys.executable, "-c", command], cwd=root, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not journal.is_file() or journal.read_bytes().count(b"\n") < 5):
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    *whole, _ = journal.read_bytes().split(b"\n")
+    assert len(whole) >= 5
+    for line in whole:
+        for file in json.loads(line)["files"].values():
+            assert (out / file).is_file()
+    for file in out.glob("overlays/*.png"):
+        Image.open(file).load()
+    for file in out.glob("maps/*.safetensors"):
+        with safe_open(file, "numpy") as opened:
+            assert opened.get_tensor("attention").sum() == pytest.approx(1, abs=1e-4)
+    summary = predict(images, out, overlays=True, maps=True, resume=True)
+    assert (summary["predicted"], summary["failed"]) == (20, 0)
+    assert summary["skipped"] >= len(whole)
+    assert sorted(line["image"] for line in lines(out)) == sorted(map(str, images.rglob("*.png")))
+    assert not list(out.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\n", b"{}\n", b"\xff\xfe\n", b'{"image": "half'])
@@ -196,7 +230,7 @@ def test_another_model_or_other_outputs_are_not_mixed_in(images: Path, tmp_path:
     with pytest.raises(InputError, match=r"other settings \(model\)"):
         predict(images, out, model=other, resume=True)
     with pytest.raises(InputError, match=r"other settings \(overlays, maps\)"):
-        predict(images, out, overlays=False, maps=True, resume=True)
+        predict(images, out, overlays=True, maps=True, resume=True)
     with folder_lock(out, "predicting into"), pytest.raises(InputError, match="Another process is predicting into"):
         predict(images, out, resume=True)
     assert sorted(path.name for path in out.rglob("*")) == before
@@ -283,7 +317,7 @@ def test_nothing_of_a_header_leaves_by_another_door(
     capfd.readouterr()
     with caplog.at_level("DEBUG"), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        summary = predict(folder, out, maps=True, dicom=["sc", "sr", "pm"], progress=True)
+        summary = predict(folder, out, overlays=True, maps=True, dicom=["sc", "sr", "pm"], progress=True)
     assert summary["failed"] >= 2
     assert summary["failed_outputs"] >= 2
     told = [*capfd.readouterr(), json.dumps(summary), *(str(warning.message) for warning in warned)]
@@ -298,4 +332,3 @@ def test_nothing_of_a_header_leaves_by_another_door(
         assert b"PLANTED" not in path.read_bytes(), path.name
     good = next(line for line in lines(out) if line["image"].endswith("good.dcm"))
     assert b"PLANTED^NAME" in (out / good["files"]["sr"]).read_bytes()  # which must belong to the patient
-    shutil.rmtree(out)
