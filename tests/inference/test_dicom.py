@@ -53,12 +53,11 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return radiograph(tmp_path_factory.mktemp("dicom") / "scan.dcm")
 
 
+BARE = ["PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"]
+BARE += ["AccessionNumber", "ReferringPhysicianName", "BodyPartExamined", "Modality"]
 POOR: dict[str, dict[str, Any]] = {
     "whole": {},
-    "bare": dict.fromkeys(
-        "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID Modality AccessionNumber "
-        "ReferringPhysicianName BodyPartExamined".split()
-    ),
+    "bare": dict.fromkeys(BARE),
     "empty": dict.fromkeys(("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "StudyTime"), ""),
     "wrong": {"StudyDate": "29.02.2024", "StudyTime": "noon", "PatientBirthDate": "1950", "PatientSex": "female"},
     "long": {"StudyID": "x" * 40, "AccessionNumber": ["a", "b"], "BodyPartExamined": "thorax, pa"},

@@ -67,6 +67,11 @@ def test_only_the_likeliest_of_many_classes_have_a_panel() -> None:
     assert draw(many).shape[2] == 3
 
 
+def test_a_probability_is_never_told_as_certainty() -> None:
+    told = {value: module._told(value) for value in (0.0, 1e-6, 0.0049, 0.006, 0.5, 0.994, 0.9951, 1.0)}
+    assert list(told.values()) == ["<0.01", "<0.01", "<0.01", "0.01", "0.50", "0.99", ">0.99", ">0.99"]
+
+
 @pytest.mark.parametrize("size", [(3, 2), (2000, 40), (40, 2000), (1, 1000)])
 @pytest.mark.parametrize("name", ["short", "an exceedingly long name of a class, " * 5, "", "ключица 肺炎"])
 def test_any_shape_and_name_stays_within_the_picture(size: tuple[int, int], name: str) -> None:

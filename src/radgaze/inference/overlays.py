@@ -183,9 +183,16 @@ def _head(pen: ImageDraw.ImageDraw, prediction: Prediction, likely: Sequence[tup
 
 def _numbers(prediction: Prediction, name: str, value: float) -> str:
     if not prediction.intervals:
-        return f"{value:.2f}"
+        return _told(value)
     low, high = prediction.intervals[name]
-    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+    return f"{_told(value)} ({_told(low)} to {_told(high)})"
+
+
+def _told(probability: float) -> str:
+    """Two digits, and never certainty."""
+    if probability < 0.005:
+        return "<0.01"
+    return ">0.99" if probability >= 0.995 else f"{probability:.2f}"
 
 
 # ---- the panels
