@@ -191,6 +191,15 @@ def test_killed_for_good_nothing_is_half(images: Path, tmp_path: Path) -> None:
     assert not list(out.rglob("*.partial"))
 
 
+def test_a_line_that_lacks_its_end_alone_is_done_again(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupted(images, out, after=1)
+    journal = out / "predictions.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-1])  # what follows would be appended to it
+    assert predict(images, out, resume=True)["skipped"] == 2
+    assert len(lines(out)) == 10
+
+
 @pytest.mark.parametrize("damage", [b"", b"\n", b"{}\n", b"\xff\xfe\n", b'{"image": "half'])
 def test_a_line_that_is_no_line_is_dropped(images: Path, tmp_path: Path, damage: bytes) -> None:
     out = tmp_path / "out"

@@ -15,7 +15,7 @@ from tests.inference.predictors import CLASSES, blob, formula_predictor
 
 @pytest.fixture(scope="module")
 def prediction() -> Prediction:
-    return formula_predictor().predict(blob(900, 700, 300, 400))
+    return formula_predictor().predict(np.kron(blob(), np.ones((10, 10), np.uint16)))
 
 
 def panels(prediction: Prediction) -> dict[str, module.Panel]:
@@ -50,6 +50,7 @@ def test_cams_share_the_scale_of_the_strongest(prediction: Prediction) -> None:
     weakest = panels(prediction)[f"Class activation: {CLASSES[2]}"]
     grey = panels(prediction)["Image"].pixels[..., 0]
     cam = prediction.on_image(prediction.cams[CLASSES[2]], (576, 448))
+    assert 0 < cam.max() < strongest
     assert np.array_equal(weakest.pixels, figures.overlay(grey, cam, high=strongest, colours=figures.CAM_MAP))
     against = replace(prediction, cams={name: -np.ones((4, 3), np.float32) for name in CLASSES})
     panel = panels(against)[f"Class activation: {CLASSES[0]}"]

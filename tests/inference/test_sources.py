@@ -49,6 +49,7 @@ def test_brackets_in_a_name_are_no_pattern_where_the_file_exists(tree: Path) -> 
 def test_the_folder_written_to_is_not_read(tree: Path) -> None:
     assert names(find_images([tree], leave_out=tree / "b"), tree) == ["a/one.png"]
     assert names(find_images([tree / "*" / "*.png"], leave_out=tree / "b"), tree) == ["a/one.png"]
+    assert find_images([tree / "b"], leave_out=tree / "b")[0].problem is not None
 
 
 @pytest.mark.parametrize(

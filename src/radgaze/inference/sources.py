@@ -90,14 +90,10 @@ def _expand(path: Path, excluded: str | None) -> Iterator[Source]:
 
 def _in_folder(folder: Path, excluded: str | None) -> Iterator[Source]:
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) != excluded
-        )
-        if excluded is not None and os.path.realpath(root) == excluded:
+        if os.path.realpath(root) == excluded:
             folders.clear()
             continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Source(path) for path in (Path(root, name) for name in sorted(files)) if _is_image(path))
 
 
