@@ -102,6 +102,38 @@ def test_gg_cam(radgaze_command: Any, large_cohort: Cohort, tmp_path: Path) -> N
     assert "'resnet10t'" in err.replace("\n", " ")
 
 
+def test_predict(radgaze_command: Any, cohort: Cohort, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    fit(cohort, run, "mt-unet", model={"width": 2}, epochs=1, batch_size=8, progress=False)
+    images = cohort.path.parent / "tables"
+    code, said, err = radgaze_command("predict", run, images / "00[0-3].png", "--out", out, "--maps", "--json")
+    assert code == 0, err
+    summary = json.loads(said)
+    assert (summary["predicted"], summary["failed"], summary["calibrated"]) == (4, 0, False)
+    assert err.count("not calibrated") == 1  # too few patients to calibrate on, said once
+    assert "fewer than two patients" in err
+    assert len(list((out / "overlays").glob("*.png"))) == len(list((out / "maps").iterdir())) == 4
+
+    code, _, err = radgaze_command("predict", run, images / "000.png", "--out", out, "-q")
+    assert code == 2
+    assert "--resume" in err
+    more = (images / "000.png", images / "004.png", tmp_path / "gone.png")
+    code, said, err = radgaze_command("predict", run, *more, "--out", out, "--maps", "--resume")
+    assert code == 3
+    assert "does not exist" in err
+    assert "predictions.csv" in said
+    code, _, err = radgaze_command("predict", run, tmp_path / "gone.png", "--out", tmp_path / "none", "--no-overlays")
+    assert code == 2
+    assert "gone.png" in err
+    code, _, err = radgaze_command("predict", run, images / "000.png", "--out", tmp_path / "x", "--dicom", "seg")
+    assert code == 2
+    assert "sc,sr,pm" in err
+    pytest.importorskip("highdicom", reason="the extra dicom-out is not installed")
+    code, _, err = radgaze_command("predict", run, images / "000.png", "--out", tmp_path / "x", "--dicom", "sc,sr")
+    assert code == 3  # predicted, but no DICOM file to make a DICOM object of
+    assert err.count("no DICOM file") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from radgaze.errors import InputError, RadgazeError
     from radgaze.gaze import Gaze, Grid, detect_fixations, render, render_batch
     from radgaze.inference import evaluate, load, measure_redundancy
+    from radgaze.inference.folder import predict
     from radgaze.simplification import simplify
     from radgaze.training import Run, fit
 
@@ -48,6 +49,7 @@ __all__ = [
     "measures",
     "models",
     "plant_shortcut",
+    "predict",
     "redundancy",
     "render",
     "render_batch",
@@ -65,6 +67,7 @@ HOMES = {
     "errors": ["InputError", "RadgazeError"],
     "gaze": ["Gaze", "Grid", "detect_fixations", "render", "render_batch"],
     "inference": ["evaluate", "load", "measure_redundancy"],
+    "inference.folder": ["predict"],
     "simplification": ["simplify"],
     "training": ["Run", "fit"],
 }

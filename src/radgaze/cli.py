@@ -487,6 +487,66 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: radgaze predict runs/first scans --out predictions")
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or what `radgaze export` wrote.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="DICOM, PNG, JPEG or TIFF files, folders searched at any depth, or globs in quotes.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be absent or empty, unless with --resume.")],
+    overlays: Annotated[bool, typer.Option(help="A picture of each prediction, OUT/overlays/*.png.")] = True,
+    maps: Annotated[
+        bool, typer.Option("--maps", help="The numbers of attention and CAMs, OUT/maps/*.safetensors.")
+    ] = False,
+    dicom: Annotated[
+        str, typer.Option(help="DICOM objects to write of DICOM images, e.g. sc,sr,pm; needs radgaze[dicom-out].")
+    ] = "",
+    engine: Annotated[
+        str | None, typer.Option(help="torch, onnx, openvino or torch-export; what fits RUN by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass; at most these are lost by a kill.")] = 16,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier call was stopped; what failed is tried again.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Predict images: probabilities with intervals, attention, class activation maps, and pictures of them.
+
+    Exit code: 0 if all went well, 3 if some images or outputs failed, 2 if nothing could be predicted.
+    """
+    from radgaze.inference import load
+    from radgaze.inference.folder import predict
+
+    predictor = load(run, **({"engine": engine} if engine else {}))
+    if reason := predictor.card.uncalibrated:
+        told = f"Probabilities are not calibrated and have no intervals, because {reason}"
+        messages.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    summary = predict(
+        predictor,
+        images,
+        out,
+        batch_size=batch_size,
+        overlays=overlays,
+        maps=maps,
+        dicom=parse_names(dicom),
+        resume=resume,
+        progress=not quiet,
+    )
+    if as_json:
+        print_json(summary)
+    else:
+        print_predictions(summary)
+    if not summary["predicted"]:
+        raise typer.Exit(2)
+    if summary["failed"] or summary["failed_outputs"]:
+        raise typer.Exit(3)
+
+
 @app.command(epilog="Example: radgaze redundancy runs/first --tau 0.5")
 def redundancy(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
@@ -824,6 +884,22 @@ COMPARED = {
 }
 
 
+def print_predictions(summary: Mapping[str, Any]) -> None:
+    table = Table("images", "predicted", "of these earlier", "failed", "outputs failed", title="Predictions")
+    keys = ("images", "predicted", "skipped", "failed", "failed_outputs")
+    table.add_row(*(f"{summary[key]:,}" for key in keys))
+    tables.print(table)
+    for failure in summary["failures"]:
+        what = "" if failure["output"] == "prediction" else f" ({failure['output']})"
+        told = f"failed: {failure['image']}{what}: {failure['error']}"
+        messages.print(told, style="red", highlight=False, markup=False, soft_wrap=True)
+    more = summary["failed"] + summary["failed_outputs"] - len(summary["failures"])
+    if more > 0:
+        told = f"… and {more:,} more, in {Path(summary['path']) / 'failures.csv'}"
+        messages.print(told, style="red", highlight=False, markup=False, soft_wrap=True)
+    tables.print(f"Predictions: {Path(summary['path']) / 'predictions.csv'}", soft_wrap=True, markup=False)
+
+
 def print_redundancy(report: Mapping[str, Any]) -> None:
     network = report["network"]
     table = Table("layer", "kernels", "dead", "distinct", "KRM", title=report["title"])
@@ -938,7 +1014,9 @@ def guarded(call: Callable[[], Any]) -> int:
         messages.print(f"[bold red]error:[/] {escaped(str(error))}", highlight=False, soft_wrap=True)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        messages.print("\nStopped. What was finished is kept: run the same command again (train: with --resume).")
+        messages.print(
+            "\nStopped. What was finished is kept: run the same command again (train, predict: with --resume)."
+        )
         return 130
     return code if isinstance(code, int) else 0
 

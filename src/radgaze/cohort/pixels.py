@@ -10,6 +10,7 @@ Axis order is (row, column) throughout. Of a DICOM header only what decodes the 
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ MAX_PIXELS = 150_000_000  # a large radiograph has 25 million; more than this is
 UNKNOWN = 255
 
 _TIFF_PHOTOMETRIC, _TIFF_MIN_IS_WHITE = 262, 0
+
+logging.getLogger("pydicom").setLevel(logging.ERROR)  # its warnings quote values of headers
 
 _BLOCK_ROWS = 64  # indexing through a table is five times faster while its indices stay in the cache
 
@@ -256,18 +259,22 @@ def _open_picture(path: Path | Upload) -> Image.Image:
                 f"Image {str(path)!r} claims more than {MAX_PIXELS:,} pixels, so the file is damaged or is no "
                 f"radiograph: leave it out."
             ) from None
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
+            raise
+        except Exception as error:  # Pillow's readers raise many kinds for damaged headers
+            raise InputError(f"Image {str(path)!r} is damaged ({error}); fetch or export it again.") from error
 
 
 def _read_picture(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
     with _open_picture(path) as picture:
         _checked_size(picture.height, picture.width, path)
-        frames = getattr(picture, "n_frames", 1)
-        if frames > 1:
-            raise InputError(
-                f"Image {str(path)!r} has {frames} frames; expected one radiograph, export the frame to use."
-            )
         name = picture.format or ""
         try:
+            frames = getattr(picture, "n_frames", 1)
+            if frames > 1:
+                raise InputError(
+                    f"Image {str(path)!r} has {frames} frames; expected one radiograph, export the frame to use."
+                )
             if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
                 values = np.asarray(picture)
                 bits = 32 if picture.mode in ("I", "F") else 16
@@ -277,7 +284,9 @@ def _read_picture(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
                 # By way of RGB, so that palettes and transparency are resolved first.
                 values = np.asarray(picture if picture.mode == "L" else picture.convert("RGB").convert("L"))
                 bits = 8
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # Pillow's readers raise many kinds for damaged data
             raise InputError(f"Image {str(path)!r} is damaged ({error}); fetch or export it again.") from error
     return values, ImageInfo(name, bits, "")
 
@@ -301,9 +310,11 @@ def _open_dicom(path: Path | Upload, **options: Any) -> pydicom.Dataset:
             return pydicom.dcmread(path, **options)
     except pydicom.errors.InvalidDicomError:
         raise InputError(f"Image {str(path)!r} lacks the header of a DICOM file; fetch or export it again.") from None
-    except (EOFError, ValueError, KeyError, NotImplementedError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # pydicom raises many kinds for damaged headers
         raise InputError(
-            f"Image {str(path)!r} is no readable DICOM file ({error}); fetch or export it again."
+            f"Image {str(path)!r} is no readable DICOM file ({type(error).__name__}); fetch or export it again."
         ) from error
 
 
@@ -313,13 +324,15 @@ def _read_dicom(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
         raise InputError(
             f"DICOM {str(path)!r} has no pixel data, only a header; expected a radiograph: fetch the whole object."
         )
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise InputError(f"DICOM {str(path)!r} has {frames} frames; expected one radiograph, export the frame to use.")
-    _checked_size(dataset.get("Rows") or 0, dataset.get("Columns") or 0, path)
-    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
-    info = ImageInfo("DICOM", int(dataset.get("BitsStored") or 0), photometric)
     try:
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        if frames > 1:
+            raise InputError(
+                f"DICOM {str(path)!r} has {frames} frames; expected one radiograph, export the frame to use."
+            )
+        _checked_size(dataset.get("Rows") or 0, dataset.get("Columns") or 0, path)
+        photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+        info = ImageInfo("DICOM", int(dataset.get("BitsStored") or 0), photometric)
         stored = dataset.pixel_array  # pydicom masks unused bits, extends the sign, and turns YBR into RGB
         if photometric == "PALETTE COLOR":
             stored = apply_color_lut(stored, dataset)
@@ -329,13 +342,20 @@ def _read_dicom(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
             if empty in dataset and dataset[empty].VM == 0:  # some devices write the element without a value
                 del dataset[empty]
         shown = _through_luts(stored, dataset)
+    except InputError:
+        raise
     except Exception as error:  # the decoders raise many kinds for damaged data; all mean this file cannot be used
-        reason = str(error).strip().splitlines()
         raise InputError(
-            f"DICOM {str(path)!r} cannot be decoded ({type(error).__name__}: {reason[0] if reason else ''}); "
+            f"DICOM {str(path)!r} cannot be decoded ({_reason(error)}); "
             f"fetch it again, or convert it to uncompressed DICOM or PNG."
         ) from error
     return (shown.max() - shown if photometric == "MONOCHROME1" else shown), info
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without what the header says: only of missing or failing decoders is the message kept."""
+    name, lines = type(error).__name__, str(error).strip().splitlines()
+    return f"{name}: {lines[0]}" if lines and isinstance(error, RuntimeError) else name
 
 
 def _through_luts(stored: npt.NDArray[Any], dataset: pydicom.Dataset) -> npt.NDArray[Any]:

@@ -203,7 +203,7 @@ class Predictor:
         def attempt(image: Image) -> Picture | Failure:
             try:
                 return self.read(image)
-            except InputError as error:
+            except (InputError, OSError) as error:
                 return Failure("array" if isinstance(image, np.ndarray) else str(image), str(error))
 
         with ThreadPoolExecutor(READERS) as readers:
