@@ -381,6 +381,33 @@ def train(
     tables.print(f"Ended: {state.finished}. Next: radgaze evaluate {out}")
 
 
+@app.command(epilog="Example: radgaze export runs/first --format onnx --out first.onnx")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    out: Annotated[Path, typer.Option(help="The file: .onnx, .xml (openvino) or .pt2 (torch-export).")],
+    format: Annotated[str, typer.Option(help="onnx, openvino or torch-export.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32; openvino also bf16 and int8.")] = "fp32",
+    tolerance: Annotated[
+        float, typer.Option(help="What bf16 and int8 may lose of the validation split's macro AUC.")
+    ] = 0.002,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a run's network as one file that runs anywhere, compared with PyTorch on real images."""
+    from radgaze.inference import export
+    from radgaze.inference.exporting import told
+
+    exported = export(run, out, format=format, precision=precision, tolerance=tolerance, overwrite=overwrite)
+    if as_json:
+        print_json(exported.to_json())
+        return
+    table = Table(show_header=False, title="Exported")
+    for key, value in told(exported).items():
+        table.add_row(key, value)
+    tables.print(table)
+    tables.print(f"Next: radgaze predict {out} IMAGE… --out predictions", soft_wrap=True)
+
+
 @app.command(epilog="Example: radgaze evaluate runs/first")
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN")],
@@ -522,7 +549,7 @@ def predict(
     from radgaze.inference import load
     from radgaze.inference.folder import predict
 
-    predictor = load(run, **({"engine": engine} if engine else {}))
+    predictor = load(run, engine)
     if reason := predictor.card.uncalibrated:
         told = f"Probabilities are not calibrated and have no intervals, because {reason}"
         messages.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -133,7 +133,7 @@ def predict(
     """
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} is below 1; give a whole number of images.")
-    predictor = model if isinstance(model, Predictor) else load(model, **({"engine": engine} if engine else {}))
+    predictor = model if isinstance(model, Predictor) else load(model, engine)
     given = [images] if isinstance(images, str | Path) else list(images)
     if out is None:
         sources = find_images(given)
