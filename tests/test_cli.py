@@ -134,6 +134,17 @@ def test_predict(radgaze_command: Any, cohort: Cohort, tmp_path: Path) -> None:
     assert err.count("no DICOM file") == 2
 
 
+@pytest.mark.parametrize("how", ["raised", "returned"])
+def test_stopped_by_hand_says_how_to_go_on(how: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def call() -> int:
+        if how == "raised":
+            raise KeyboardInterrupt
+        return 130  # what newer typers make of it
+
+    assert cli.guarded(call) == 130
+    assert "--resume" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -520,7 +520,7 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE...",
+            metavar="IMAGE",
             help="DICOM, PNG, JPEG or TIFF files, folders searched at any depth, or globs in quotes.",
         ),
     ],
@@ -1041,10 +1041,11 @@ def guarded(call: Callable[[], Any]) -> int:
         messages.print(f"[bold red]error:[/] {escaped(str(error))}", highlight=False, soft_wrap=True)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
+        code = 130
+    if code == 130:  # newer typers turn the interrupt into this code themselves
         messages.print(
             "\nStopped. What was finished is kept: run the same command again (train, predict: with --resume)."
         )
-        return 130
     return code if isinstance(code, int) else 0
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from radgaze.cohort import pixels as module
 from radgaze.cohort.pixels import (
     UNKNOWN,
+    Upload,
     image_size,
     read_image,
     read_mask,
@@ -340,3 +341,30 @@ def test_mask_and_image_lie_on_the_same_pixels() -> None:
     grid = Grid.letterbox((50, 40), (20, 20))
     expected = _averaged(mask, grid) >= 0.5
     np.testing.assert_array_equal(resample_mask(mask, grid), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "dcm"])
+def test_any_damage_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    pixels, file = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8), tmp_path / f"whole.{kind}"
+    whole = (write_dicom if kind == "dcm" else write_image)(file, pixels).read_bytes()
+    random, refused = np.random.default_rng(1), 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in random.integers(0, len(whole), 6):
+            damaged[place] = random.integers(0, 256)
+        try:
+            read_image(Upload(bytes(damaged[: random.integers(1, 2 * len(whole))]), file.name))
+        except InputError:
+            refused += 1
+    assert refused > 5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("element", [{"PhotometricInterpretation": "SECRET"}, {"VOILUTFunction": "SECRET"}])
+def test_no_error_quotes_a_header(tmp_path: Path, element: dict[str, str]) -> None:
+    window = {"WindowCenter": "2", "WindowWidth": "2"}
+    file = write_dicom(tmp_path / "a.dcm", np.arange(16, dtype=np.uint16).reshape(4, 4), **element, **window)
+    with pytest.raises(InputError, match="cannot be decoded") as refused:
+        read_image(file)
+    assert "SECRET" not in str(refused.value)

@@ -269,6 +269,7 @@ def test_a_folder_inside_the_images_is_not_predicted_in_turn(images: Path) -> No
 
 def test_outputs_a_network_does_not_have_are_refused_before_work(images: Path, tmp_path: Path) -> None:
     classifier, attention = formula_predictor(("logits",)), formula_predictor(("saliency_logits",))
+    pytest.importorskip("highdicom", reason="the extra dicom-out is not installed")
     for model, options, told in (
         (classifier, {"maps": True}, "--maps"),
         (classifier, {"dicom": ["pm"]}, "--dicom pm"),
@@ -283,6 +284,12 @@ def test_outputs_a_network_does_not_have_are_refused_before_work(images: Path, t
     assert "attention_x" not in rows(tmp_path / "out" / "predictions.csv")[0]
     predict(images, tmp_path / "other", model=attention)
     assert rows(tmp_path / "other" / "predictions.csv")[0]["predicted"] == ""
+
+
+def test_dicom_without_its_package(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("radgaze.inference.folder.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"highdicom.*radgaze\[dicom-out\]"):
+        predict(images, tmp_path / "out", dicom=["sc"])
 
 
 def test_labels_that_are_not_calibrated(images: Path, tmp_path: Path) -> None:
@@ -324,6 +331,7 @@ def test_nothing_of_a_header_leaves_by_another_door(
     (folder / "torn.dcm").write_bytes(broken[: len(broken) // 2])
     (folder / "mangled.dcm").write_bytes(broken.replace(b"MONOCHROME2 ", b"PLANTEDCOLOR"))
     capfd.readouterr()
+    pytest.importorskip("highdicom", reason="the extra dicom-out is not installed")
     with caplog.at_level("DEBUG"), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         summary = predict(folder, out, overlays=True, maps=True, dicom=["sc", "sr", "pm"], progress=True)

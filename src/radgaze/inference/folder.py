@@ -21,6 +21,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -137,7 +138,8 @@ def predict(
     given = [images] if isinstance(images, str | Path) else list(images)
     if out is None:
         sources = find_images(given)
-        return list(_results(predictor, sources, batch_size, _bar(sources, progress)))
+        with _bar(sources, progress) as bar, _quiet():
+            return list(_results(predictor, sources, batch_size, bar))
     outputs = Outputs(overlays, maps, tuple(kind for kind in DICOM_KINDS if kind in dicom))
     _check(predictor.card, outputs, dicom)
     folder = Path(out)
@@ -156,7 +158,8 @@ def predict(
     with folder_lock(folder, "predicting into"):
         finished = _open(folder, settings, {source.name for source in sources})
         todo = [source for source in sources if source.name not in finished]
-        _run(predictor, todo, folder, outputs, batch_size, _bar(todo, progress))
+        with _bar(todo, progress) as bar, _quiet():
+            _run(predictor, todo, folder, outputs, batch_size, bar)
         counts = _write_tables(folder, predictor.card)
     return {
         "path": str(folder),
@@ -187,11 +190,17 @@ def _results(
     predicted = predictor.predict_all(
         (source.path for source in sources if source.problem is None), batch_size=batch_size
     )
-    with bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's quote values of headers, and its readers run in threads
-        for source in sources:
-            yield next(predicted) if source.problem is None else Failure(source.name, source.problem)
-            bar.advance(bar.task_ids[0])
+    for source in sources:
+        yield next(predicted) if source.problem is None else Failure(source.name, source.problem)
+        bar.advance(bar.task_ids[0])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings: those of pydicom and highdicom quote values of headers, and both run in threads here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 # ---- what is written of one image
