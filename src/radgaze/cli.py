@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import traceback
@@ -181,6 +182,65 @@ def import_tables_command(
         **{key: value for key, value in optional.items() if value is not None},
     )
     print_cohort(cohort, as_json)
+
+
+@app.command(epilog="Example: radgaze serve runs/first --cohort cohort")
+def serve(
+    models: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Trained runs.")],
+    cohort: Annotated[Path | None, typer.Option(help="Also browse this cohort's studies, with their gaze.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's need a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that clients must send; or set RADGAZE_TOKEN.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="What runs the networks.")] = "torch",
+    batch_size: Annotated[int, typer.Option(help="Most images in one pass of a network.")] = 8,
+    threads: Annotated[int | None, typer.Option(help="Threads of the networks; one per core by default.")] = None,
+    max_megabytes: Annotated[float, typer.Option(help="Largest request.")] = 64,
+    max_pixels: Annotated[int, typer.Option(help="Largest image.")] = 50_000_000,
+    queue: Annotated[int, typer.Option(help="Requests held at once; more are told to come back.")] = 64,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take, its upload included.")] = 60,
+) -> None:
+    """Serve trained runs over HTTP, with a page to look at predictions. Uploads are never written to disk."""
+    try:
+        from radgaze.inference.server import Settings, create_app
+        from radgaze.inference.server.running import run
+        from radgaze.inference.server.settings import read_token
+    except ModuleNotFoundError as error:
+        raise InputError(f'`radgaze serve` needs {error.name}; install it with pip install "radgaze[serve]".') from None
+    import torch
+
+    from radgaze.cohort import Cohort
+    from radgaze.inference import Predictor, load
+    from radgaze.training import Run
+    from radgaze.training.attention import AttentionTarget
+
+    settings = Settings(
+        host=host,
+        port=port,
+        token=read_token(token_file),
+        max_bytes=int(max_megabytes * 1_000_000),
+        max_pixels=max_pixels,
+        queue=queue,
+        timeout=timeout,
+        batch_size=batch_size,
+    )
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"--threads is {threads}; expected at least 1.")
+        torch.set_num_threads(threads)
+    predictors: dict[str, Predictor] = {}
+    renderings: dict[str, AttentionTarget] = {}
+    for path in models:
+        trained = Run.open(path)
+        name = unused_name(path.resolve().name, predictors)
+        predictors[name] = load(trained, engine, threads=threads)
+        if trained.config.attention == "gaze":
+            renderings[name] = AttentionTarget("gaze", trained.config.preset, trained.config.sigma)
+    app = create_app(predictors, Cohort.open(cohort) if cohort else None, settings, renderings)
+    run(app, settings, lambda url: tables.print(f"radgaze serves {', '.join(predictors)} at {url}", highlight=False))
 
 
 @app.command(epilog="Example: radgaze phantom data --studies 240 --layout egd-cxr")
@@ -726,6 +786,12 @@ def engine_options(
         "overwrite": overwrite,
         "progress": not quiet,
     }
+
+
+def unused_name(name: str, taken: Mapping[str, Any]) -> str:
+    """``name``, or ``name-2`` and so on where that is taken."""
+    candidates = (name if count == 1 else f"{name}-{count}" for count in itertools.count(1))
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -34,7 +34,9 @@ __all__ = [
     "MAX_PIXELS",
     "UNKNOWN",
     "ImageInfo",
+    "TooManyPixels",
     "Upload",
+    "area_average",
     "image_size",
     "read_image",
     "read_mask",
@@ -62,6 +64,10 @@ class ImageInfo:
     format: str
     bits: int
     photometric: str
+
+
+class TooManyPixels(InputError):
+    """The header claims more pixels than are read."""
 
 
 class Upload(io.BytesIO):
@@ -109,19 +115,24 @@ def _read(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
         raise InputError(f"Image {str(path)!r} may not be read by this user; change its permissions.") from None
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path | Upload, most: int = MAX_PIXELS) -> tuple[int, int]:
     """(H, W) of an image from its header, without decoding pixels.
 
     Raises:
+        TooManyPixels: more than ``most``.
         InputError: as :func:`read_image`, as far as the header tells.
     """
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise InputError(f"Image {str(path)!r} does not exist; check the path in the table and the image folder.")
-    if _is_dicom(path):
-        header = _open_dicom(path, stop_before_pixels=True)
-        return _checked_size(header.get("Rows") or 0, header.get("Columns") or 0, path)
-    with _open_picture(path) as picture:
-        return _checked_size(picture.height, picture.width, path)
+    try:
+        if _is_dicom(path):
+            header = _open_dicom(path, stop_before_pixels=True)
+            return _checked_size(header.get("Rows") or 0, header.get("Columns") or 0, path, most)
+        with _open_picture(path) as picture:
+            return _checked_size(picture.height, picture.width, path, most)
+    finally:
+        if isinstance(path, Upload):
+            path.seek(0)
 
 
 def read_mask(path: Path) -> npt.NDArray[np.uint8]:
@@ -171,7 +182,7 @@ def resample(image: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.uint16]:
 
     Dividing by the maximum therefore gives [0, 1] whatever the source's range was.
     """
-    averaged = _area_average(image, grid)
+    averaged = area_average(image, grid)
     largest = averaged.max()
     if largest <= 0:
         return np.zeros(averaged.shape, np.uint16)
@@ -184,16 +195,17 @@ def resample_mask(mask: npt.NDArray[np.uint8], grid: Grid) -> npt.NDArray[np.uin
     A cell is unknown (255) where that depends on its unknown part. Outside the image is outside the mask.
     """
     tolerance = 1e-5  # the averages are float32: a cell that is half inside must count as such
-    inside = _area_average(mask == 1, grid)
+    inside = area_average(mask == 1, grid)
     sampled = (inside >= 0.5 - tolerance).astype(np.uint8)
     unknown = mask == UNKNOWN
     if unknown.any():
-        possible = inside + _area_average(unknown, grid) >= 0.5 - tolerance
+        possible = inside + area_average(unknown, grid) >= 0.5 - tolerance
         sampled[possible & (sampled == 0)] = UNKNOWN
     return sampled
 
 
-def _area_average(image: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.float32]:
+def area_average(image: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.float32]:
+    """An image (H, W) averaged onto ``grid``: (h, w) in the image's own units, zero outside it."""
     rows = _overlaps(image.shape[0], grid.height, grid.y0, grid.dy)
     columns = _overlaps(image.shape[1], grid.width, grid.x0, grid.dx)
     shrunk = rows @ np.ascontiguousarray(image, dtype=np.float32)
@@ -231,12 +243,12 @@ def _as_brightness(values: npt.NDArray[Any], path: Path | Upload) -> Pixels:
     return values.astype(np.float32)
 
 
-def _checked_size(height: int, width: int, path: Path | Upload) -> tuple[int, int]:
+def _checked_size(height: int, width: int, path: Path | Upload, most: int = MAX_PIXELS) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise InputError(f"Image {str(path)!r} has no rows or columns; expected an image, check what the file is.")
-    if height * width > MAX_PIXELS:
-        raise InputError(
-            f"Image {str(path)!r} claims {height}x{width} pixels (height x width); expected at most {MAX_PIXELS:,} in "
+    if height * width > most:
+        raise TooManyPixels(
+            f"Image {str(path)!r} claims {height}x{width} pixels (height x width); expected at most {most:,} in "
             f"all, so the file is damaged or is no radiograph: leave it out."
         )
     return height, width
@@ -255,7 +267,7 @@ def _open_picture(path: Path | Upload) -> Image.Image:
                 f"Image {str(path)!r} is no PNG, JPEG, TIFF or DICOM file; convert it to one of these."
             ) from None
         except Image.DecompressionBombError:
-            raise InputError(
+            raise TooManyPixels(
                 f"Image {str(path)!r} claims more than {MAX_PIXELS:,} pixels, so the file is damaged or is no "
                 f"radiograph: leave it out."
             ) from None
