@@ -1,7 +1,7 @@
 """Engines: what runs a network. All take the same images and return the same :class:`~radgaze.models.Output`.
 
 The others than PyTorch run a file that :func:`radgaze.export` wrote. It holds its model card, so it needs neither the
-run nor the cohort. Nothing in such a file is pickled.
+run nor the cohort. Nothing in such a file is pickled, and opening one runs nothing that was put there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from radgaze.errors import InputError, nearest
+from radgaze.inference import pt2
 from radgaze.inference.card import ModelCard
 from radgaze.models import Network, Output
 
@@ -136,13 +137,12 @@ class ExportedEngine:
     name = "torch-export"
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        extra = {f"{CARD}.json": ""}
-        self.module = opened(path, lambda: torch.export.load(path, extra_files=extra)).module()
-        self.card = read_card(extra[f"{CARD}.json"], path)
+        self.module, self.outputs, card = pt2.read(path)
+        self.card = read_card(card, path)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Output:
-        return Output(**self.module(images))
+        return Output(**dict(zip(self.outputs, self.module(images.contiguous()), strict=True)))
 
 
 FORMATS: Mapping[str, tuple[str, Callable[[Path, int | None], Any]]] = {

@@ -35,12 +35,13 @@ from torch import Tensor, nn
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError, RadgazeError
 from radgaze.files import make_folder
+from radgaze.inference import pt2
 from radgaze.inference.card import ModelCard
 from radgaze.inference.engine import CARD, FORMATS, INPUT, PRECISION, Engine, TorchEngine, check_format, needed
 from radgaze.inference.evaluation import attention_target
 from radgaze.inference.predict import probabilities
 from radgaze.measures import classification, saliency
-from radgaze.models import Network, Output
+from radgaze.models import Output
 from radgaze.redundancy.probe import probe_studies
 from radgaze.training.data import Batches, CohortDataset, load_images, loader
 from radgaze.training.runs import Run
@@ -194,28 +195,15 @@ def finished_in(out: Path) -> Iterator[Path]:
 # ---- writing
 
 
-class Named(nn.Module):
-    """The network's outputs by name, those that it has."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        output: Output = self.network(image)
-        return {name: part for name, part in output._asdict().items() if part is not None}
-
-
 def write(
     run: Run, card: ModelCard, file: Path, format: str, precision: str, cohort: Cohort | None, images: Tensor
 ) -> None:
     metadata = {CARD: json.dumps(card.to_json()), PRECISION: precision}
-    program = traced(run.network(), images[:2])
+    program, outputs = pt2.trace(run.network(), images[:2])
     if format == "torch-export":
-        program._example_inputs = None  # would be pickled
-        torch.export.save(program, file, extra_files={f"{key}.json": value for key, value in metadata.items()})
+        pt2.write(program, outputs, metadata[CARD], file)
         return
-    model = onnx_model(program, list(card.outputs))
+    model = onnx_model(program, outputs)
     if format == "onnx":
         for key, value in metadata.items():
             entry = model.metadata_props.add()
@@ -232,23 +220,9 @@ def write(
     openvino.save_model(converted, file, compress_to_fp16=False)
 
 
-def traced(network: Network, images: Tensor) -> torch.export.ExportedProgram:
-    """The network's graph for any number of images, without a word of where its code lies."""
-    batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        program = torch.export.export(
-            Named(network.requires_grad_(False)), (images,), dynamic_shapes={INPUT: {0: batch}}
-        )
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
-                node.meta.pop(key, None)
-    return program
-
-
 def onnx_model(program: torch.export.ExportedProgram, outputs: list[str]) -> Any:
     needed("onnxscript")
-    with redirect_stdout(io.StringIO()):
+    with redirect_stdout(io.StringIO()), pt2.silent():
         made = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=outputs, verbose=False
         )

@@ -1,0 +1,368 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from radgaze.cohort import Cohort
+from radgaze.cohort.sources.tables import import_tables
+from radgaze.inference.server import Settings, create_app
+from radgaze.training.attention import AttentionTarget
+from tests.cohort.pictures import write_dicom
+from tests.cohorts import write_tables
+from tests.inference.server.conftest import models
+
+HOSTILE = '<img src=x onerror="window.hacked=1">'
+CLASSES = ("normal", "pneumonia", HOSTILE)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+TOKEN = "a-token-of-some-length"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def hostile_cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """The blob cohort with a study whose id is markup."""
+    folder = tmp_path_factory.mktemp("hostile")
+    tables = write_tables(folder / "tables")
+    for name in ("images.csv", "gaze.csv", "boxes.csv"):
+        with (tables / name).open(newline="") as file:
+            rows = [[HOSTILE if cell == "s002" else cell for cell in row] for row in csv.reader(file)]
+        with (tables / name).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    return import_tables(
+        tables / "images.csv", folder / "cohort", gaze=tables / "gaze.csv", size=(32, 24), workers=1, progress=False
+    )
+
+
+class Served:
+    """A server on a free port, in a thread."""
+
+    def __init__(self, cohort: Cohort | None = None, **settings: Any) -> None:
+        drawn = dict.fromkeys(models(CLASSES), AttentionTarget("gaze", sigma=4.0))
+        app = create_app(models(CLASSES), cohort, Settings(**settings), drawn)
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
+
+    def __enter__(self) -> str:
+        self.thread.start()
+        return self.url
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def url(hostile_cohort: Cohort) -> Iterator[str]:
+    with Served(hostile_cohort) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """The page of a server with a cohort. Afterwards: no error, no script of the data's, no request elsewhere."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("request", lambda request: problems.append(request.url) if not request.url.startswith(url) else None)
+    page.goto(url)
+    expect(page.locator("#total")).to_contain_text("24")
+    yield page
+    assert page.evaluate("window.hacked") is None
+    context.close()
+    refused = "status of 400"  # Chromium reports an answer that the test asked for
+    assert [problem for problem in problems if refused not in problem] == []
+
+
+def png(path: Path, at: tuple[int, int] = (24, 60)) -> Path:
+    """96x64, dark but for a bright spot at ``at`` (x, y) and a frame that tells where the image ends."""
+    y, x = np.mgrid[:96, :64]
+    spot = np.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / 50)
+    values = (30 + 220 * spot).astype(np.uint8)
+    values[:2] = values[-2:] = values[:, :2] = values[:, -2:] = 150
+    Image.fromarray(values).save(path)
+    return path
+
+
+def upload(page: Page, file: Path) -> None:
+    page.set_input_files("#file", file)
+    expect(page.locator("#findings")).to_contain_text(file.name)
+
+
+def pixels(page: Page, pane: int = 0) -> np.ndarray:
+    """What a pane's canvas shows, (h, w, 3), once it has drawn."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    shot = page.locator(f"#pane-{pane} [data-part=canvas]").screenshot()
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)[4:-4, 4:-4]  # without a focus ring
+
+
+def colour_of(shown: np.ndarray) -> np.ndarray:
+    """How far from grey each pixel is."""
+    return shown.max(2) - shown.min(2)
+
+
+def choose_overlay(page: Page, name: str) -> None:
+    page.locator("#pane-0 [data-part=overlay]").select_option(value=name)
+
+
+def test_an_upload_is_shown_with_what_the_network_says(page: Page, tmp_path: Path) -> None:
+    upload(page, png(tmp_path / "scan.png"))
+    findings = page.locator("#findings")
+    for name in CLASSES:
+        expect(findings).to_contain_text(name)
+    expect(findings).to_contain_text("96")
+    expect(page.locator("#status")).to_contain_text("scan.png")
+    assert re.search(
+        r"64 by 96 pixels.*highest at x \d+, y \d+",
+        page.locator("#pane-0 canvas[role=img]").get_attribute("aria-label") or "",
+    )
+
+
+def test_overlays_lie_where_the_maps_are_high(page: Page, tmp_path: Path) -> None:
+    """The formula's attention follows brightness, so its colour is brightest at the spot, wherever that is."""
+    for at in ((16, 70), (48, 20)):
+        upload(page, png(tmp_path / f"{at[0]}.png", at))
+        choose_overlay(page, "attention")
+        coloured = pixels(page)
+        choose_overlay(page, "none")
+        grey = pixels(page)
+        assert colour_of(grey).max() < 12
+        assert colour_of(coloured).max() > 60
+        rows, columns = np.nonzero(grey.sum(2) > 60)  # the image on the black stage
+        top, left = rows.min(), columns.min()
+        height, width = rows.max() - top + 1, columns.max() - left + 1
+        assert height / width == pytest.approx(96 / 64, rel=0.02)  # the aspect is kept
+        hottest = coloured.sum(2) * (colour_of(coloured) > 40)
+        y, x = np.unravel_index(hottest.argmax(), hottest.shape)
+        assert (x - left) / width * 64 == pytest.approx(at[0], abs=4)
+        assert (y - top) / height * 96 == pytest.approx(at[1], abs=4)
+    before = pixels(page)
+    choose_overlay(page, "attention")
+    page.locator("#opacity").fill("0")
+    assert np.abs(pixels(page) - before).mean() < 2
+
+
+def test_another_run_has_overlays_of_its_own(page: Page, tmp_path: Path) -> None:
+    upload(page, png(tmp_path / "scan.png"))
+    page.locator("#pane-0 [data-part=model]").select_option("cam")
+    expect(page.locator("#findings")).to_contain_text("cam")
+    overlays = page.locator("#pane-0 [data-part=overlay] option")
+    expect(overlays).to_have_count(4)
+    assert [option.get_attribute("value") for option in overlays.all()] == [
+        "none",
+        *(f"cam:{name}" for name in CLASSES),
+    ]
+    expect(page.locator("#findings")).to_contain_text("the test wants it so")  # why it is not calibrated
+
+
+def test_dicom(page: Page, tmp_path: Path) -> None:
+    values = np.tile(np.linspace(0, 4000, 50).astype(np.uint16), (70, 1))
+    file = tmp_path / "chest.dcm"
+    write_dicom(file, values)
+    upload(page, file)
+    expect(page.locator("#findings")).to_contain_text("50")
+
+
+def test_window_and_level(page: Page, tmp_path: Path) -> None:
+    upload(page, png(tmp_path / "scan.png"))
+    choose_overlay(page, "none")
+    usual, level = pixels(page), page.locator("#level").input_value()
+    box = page.locator("#pane-0 [data-part=canvas]").bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 30, y - 90, steps=5)  # up is brighter
+    page.mouse.up()
+    assert pixels(page).mean() > usual.mean() + 3
+    assert page.locator("#level").input_value() != level
+    page.mouse.dblclick(x, y)
+    assert np.abs(pixels(page) - usual).max() <= 2
+    page.locator("#invert").click()
+    inside = usual.sum(2) > 60
+    assert (pixels(page) + usual)[inside].mean() == pytest.approx(255, abs=12)
+    page.locator("#reset").click()
+    assert np.abs(pixels(page) - usual).max() <= 2
+
+
+def test_zoom_and_pan(page: Page, tmp_path: Path) -> None:
+    upload(page, png(tmp_path / "scan.png"))
+    choose_overlay(page, "none")
+    whole = pixels(page)
+    box = page.locator("#pane-0 [data-part=canvas]").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.wheel(0, -400)
+    expect(page.locator("#zoom")).not_to_have_text("1.0×")
+    zoomed = pixels(page)
+    assert (zoomed.sum(2) > 60).sum() > 1.3 * (whole.sum(2) > 60).sum()
+    page.locator("#viewer").focus()
+    page.keyboard.press("Shift+ArrowDown")
+    assert np.abs(pixels(page) - zoomed).mean() > 0.5
+    page.keyboard.press("0")
+    expect(page.locator("#zoom")).to_have_text("1.0×")
+    assert np.abs(pixels(page) - whole).max() <= 2
+
+
+def test_studies_by_keyboard_and_filter(page: Page) -> None:
+    page.locator("#rows").focus()
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    expect(page.locator("#findings")).to_contain_text(HOSTILE)  # the third study, as text
+    page.keyboard.press("k")
+    expect(page.locator("#findings")).to_contain_text("s001")
+    page.locator("#label").select_option("class1")
+    expect(page.locator("#total")).to_contain_text("8")
+    page.locator("#label").select_option("")
+    page.locator("#search").fill("s01")
+    expect(page.locator("#total")).to_contain_text("10")
+
+
+def test_gaze_is_replayed_in_order(page: Page) -> None:
+    expect(page.locator("#replay")).to_be_visible()
+    page.locator("#reader").select_option("a")
+    expect(page.locator("#clock")).to_contain_text("fixation 1 of 6")
+    choose_overlay(page, "none")
+    start = colour_of(pixels(page)).sum()
+    page.locator("#speed").select_option("0.5")
+    page.locator("#play").click()
+    expect(page.locator("#clock")).to_contain_text("fixation 3 of 6", timeout=10_000)
+    page.locator("#play").click()
+    held = page.locator("#clock").inner_text()
+    assert colour_of(pixels(page)).sum() > start  # circles and the path between them
+    assert page.locator("#clock").inner_text() == held
+    page.locator("#fixation-on").click()
+    page.locator("#fixation-on").click()
+    expect(page.locator("#clock")).to_contain_text("of 6")
+    page.locator("#scrub").fill("0")
+    expect(page.locator("#clock")).to_contain_text("fixation 1 of 6")
+    page.locator("#gaze-shown").uncheck()
+    assert colour_of(pixels(page)).max() < 12
+
+
+def test_beside_the_reader_with_their_agreement(page: Page) -> None:
+    expect(page.locator("#replay")).to_be_visible()
+    page.keyboard.press("2")
+    expect(page.locator("#pane-1")).to_be_visible()
+    page.locator("#gaze-shown").uncheck()
+    expect(page.locator("#pane-1 [data-part=overlay]")).to_have_value("human")
+    assert colour_of(pixels(page, 1)).max() > 60
+    answer = page.request.get(f"{page.url.rstrip('/')}/v1/cohort/studies/0/predict?model=unet").json()
+    cells = page.locator("#findings table").first.locator("tbody td").all_inner_texts()
+    assert [float(cell) for cell in cells] == pytest.approx(list(answer["agreement"]["attention"].values()), rel=5e-3)
+
+
+def test_two_runs_share_their_view(page: Page, tmp_path: Path) -> None:
+    upload(page, png(tmp_path / "scan.png"))
+    page.locator("[data-layout=runs]").click()
+    expect(page.locator("#pane-1 [data-part=model]")).to_have_value("cam")
+    for name in ("unet", "cam"):
+        expect(page.locator("#findings")).to_contain_text(name)
+    for pane in (0, 1):
+        page.locator(f"#pane-{pane} [data-part=overlay]").select_option("none")
+    assert np.abs(pixels(page, 0) - pixels(page, 1)).mean() < 3
+    page.locator("#zoom-in").click()
+    page.locator("#invert").click()
+    assert np.abs(pixels(page, 0) - pixels(page, 1)).mean() < 3
+
+
+def test_an_error_is_the_servers_sentence(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    page.set_input_files("#file", tmp_path / "broken.png")
+    alert = page.locator("#alert")
+    expect(alert).to_contain_text("no PNG, JPEG, TIFF or DICOM file")
+    alert.get_by_text("Dismiss").click()
+    expect(alert).to_be_empty()
+    upload(page, png(tmp_path / "scan.png"))
+
+
+def test_every_control_has_a_name_and_can_be_reached(page: Page, tmp_path: Path) -> None:
+    upload(page, png(tmp_path / "scan.png"))
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, canvas[role=img]")]
+            .filter((one) => !(one.getAttribute("aria-label") || one.textContent.trim() || one.labels?.length
+                || document.getElementById(one.getAttribute("aria-labelledby"))))
+            .map((one) => one.outerHTML)"""
+    )
+    assert unnamed == []
+    wanted = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select")]
+            .filter((one) => one.checkVisibility() && !one.disabled && one.tabIndex >= 0).map((one) => one.id)
+            .filter(Boolean)"""
+    )
+    page.evaluate("document.activeElement.blur()")
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id"))
+    assert set(wanted) <= reached
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("?")
+    expect(page.locator("#shortcuts")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#shortcuts")).to_be_hidden()
+
+
+def test_light_and_dark(page: Page) -> None:
+    def background() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    before = background()
+    page.locator("#theme").click()
+    assert background() != before
+    page.reload()
+    expect(page.locator("#total")).to_contain_text("24")
+    assert background() != before
+
+
+@pytest.mark.parametrize("width", [1280, 820])
+def test_nothing_leaves_the_screen(page: Page, width: int, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": width, "height": 1180 if width < 1000 else 800})
+    upload(page, png(tmp_path / "scan.png"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_token(browser: Browser, tmp_path: Path) -> None:
+    with Served(None, token=TOKEN) as url:
+        page = browser.new_page()
+        page.goto(url)
+        expect(page.locator("#token-dialog")).to_be_visible()
+        page.locator("#token").fill(TOKEN)
+        page.keyboard.press("Enter")
+        expect(page.locator("#token-dialog")).to_be_hidden()
+        upload(page, png(tmp_path / "scan.png"))
+        page.goto("about:blank")
+        page.goto(f"{url}/#token={TOKEN}")
+        upload(page, png(tmp_path / "scan.png"))
+        expect(page.locator("#token-dialog")).to_be_hidden()
+        page.close()
