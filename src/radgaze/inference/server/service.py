@@ -32,7 +32,6 @@ __all__ = ["Service"]
 
 T = TypeVar("T")
 DEFLATED = DeflatedExplicitVRLittleEndian.encode()
-HEADER_BYTES = 1 << 16  # a DICOM file names its transfer syntax at its very start
 INFLATE_BYTES = 1 << 20
 BYTES_PER_PIXEL = 8  # of a DICOM file, inflated: 16 bits in three colours and a generous header
 
@@ -235,7 +234,7 @@ def refuse_swelling(upload: Upload, most: int) -> None:
         InputError: Its header is damaged.
     """
     content = upload.getbuffer()
-    if bytes(content[128:132]) != b"DICM" or DEFLATED not in bytes(content[132:HEADER_BYTES]):
+    if bytes(content[128:132]) != b"DICM" or DEFLATED not in upload.getvalue():
         return
     try:
         upload.seek(132)
