@@ -186,7 +186,7 @@ def import_tables_command(
 
 @app.command(epilog="Example: radgaze serve runs/first --cohort cohort")
 def serve(
-    models: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Trained runs.")],
+    models: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Trained runs, or files of radgaze export.")],
     cohort: Annotated[Path | None, typer.Option(help="Also browse this cohort's studies, with their gaze.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's need a token.")] = (
         "127.0.0.1"
@@ -195,7 +195,9 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="File with the token that clients must send; or set RADGAZE_TOKEN.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="What runs the networks.")] = "torch",
+    engine: Annotated[
+        str | None, typer.Option(help="torch, onnx, openvino or torch-export; PyTorch by default, for a file its own.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Most images in one pass of a network.")] = 8,
     threads: Annotated[int | None, typer.Option(help="Threads of the networks; one per core by default.")] = None,
     max_megabytes: Annotated[float, typer.Option(help="Largest request.")] = 64,
@@ -203,7 +205,7 @@ def serve(
     queue: Annotated[int, typer.Option(help="Requests held at once; more are told to come back.")] = 64,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take, its upload included.")] = 60,
 ) -> None:
-    """Serve trained runs over HTTP, with a page to look at predictions. Uploads are never written to disk."""
+    """Serve trained networks over HTTP, with a page to look at predictions. Uploads are never written to disk."""
     try:
         from radgaze.inference.server import Settings, create_app
         from radgaze.inference.server.running import run
@@ -234,10 +236,10 @@ def serve(
     predictors: dict[str, Predictor] = {}
     renderings: dict[str, AttentionTarget] = {}
     for path in models:
-        trained = Run.open(path)
-        name = unused_name(path.resolve().name, predictors)
-        predictors[name] = load(trained, engine, threads=threads)
-        if trained.config.attention == "gaze":
+        trained = None if path.is_file() else Run.open(path)
+        name = unused_name(path.resolve().name if trained else path.stem, predictors)
+        predictors[name] = load(trained or path, engine, threads=threads)
+        if trained and trained.config.attention == "gaze":
             renderings[name] = AttentionTarget("gaze", trained.config.preset, trained.config.sigma)
     app = create_app(predictors, Cohort.open(cohort) if cohort else None, settings, renderings)
     run(app, settings, lambda url: tables.print(f"radgaze serves {', '.join(predictors)} at {url}", highlight=False))

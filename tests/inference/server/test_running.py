@@ -1,148 +1,200 @@
-"""A real server in a process of its own."""
+"""A server process: what reaches the disk, clients that are slow or send too much, and how it ends."""
 
 from __future__ import annotations
 
-import io
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[3]
-PROGRAM = """
-import sys, time
+from radgaze.cli import app
 from radgaze.errors import InputError
-from radgaze.inference.server import Settings, create_app
-from radgaze.inference.server.running import run
-from tests.inference.predictors import formula_predictor
+from radgaze.training import Run
+from tests.inference.server.conftest import png
 
-predictor = formula_predictor(("logits", "cams"))
-engine = predictor.engine
-
-class Slow:
-    name = "slow"
-    def __call__(self, images):
-        time.sleep(0.5)
-        return engine(images)
-
-predictor.engine = Slow()
-settings = Settings(port=int(sys.argv[1]), timeout=4, grace=5, max_bytes=64 << 20)
-try:
-    run(create_app({"slow": predictor}, None, settings), settings, lambda url: print(url, flush=True))
-except InputError as error:
-    print(error, file=sys.stderr)
-    sys.exit(2)
-"""
-Start = Callable[[int], "subprocess.Popen[str]"]
+TOKEN = "a-token-of-some-length"
+FORM = "multipart/form-data; boundary=x"
+PART = b'--x\r\ncontent-disposition: form-data; name="image"; filename="Doe^Jane.png"\r\n\r\n'
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    processes: list[subprocess.Popen[str]] = []
+@dataclass
+class Serving:
+    process: subprocess.Popen[str]
+    port: int
+    log: Path
+    spool: Path
 
-    def begin(port: int = 0) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "TMPDIR": str(tmp_path)}
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=tmp_path,
-        )
-        processes.append(process)
-        return process
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
-    yield begin
-    for process in processes:
+    def begin(self, length: int | None, token: str = TOKEN) -> socket.socket:
+        """A connection on which an upload of ``length`` bytes was announced; None: chunked."""
+        size = f"Content-Length: {length}" if length is not None else "Transfer-Encoding: chunked"
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+        connection = self.connect()
+        connection.sendall(f"{head}Content-Type: {FORM}\r\n{size}\r\n\r\n".encode())
+        return connection
+
+
+def answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and body of the next answer."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        more = connection.recv(1 << 16)
+        assert more, "the connection was closed without an answer"
+        received += more
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = int(re.search(rb"content-length: (\d+)", head.lower())[1])
+    while len(body) < length:
+        more = connection.recv(1 << 16)
+        assert more, "the answer was cut short"
+        body += more
+    return int(head.split()[1]), body
+
+
+@pytest.fixture(scope="module")
+def serving(unet: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("serving")
+    (folder / "spool").mkdir()
+    (folder / "token").write_text(TOKEN)
+    log = folder / "log"
+    command = [sys.executable, "-m", "radgaze.cli", "serve", str(unet.path), "--port", "0", "--timeout", "3"]
+    command += ["--token-file", str(folder / "token"), "--max-megabytes", "8", "--threads", "1"]
+    environment = {**os.environ, "TMPDIR": str(folder / "spool"), "COLUMNS": "200"}
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        assert found, line + log.read_text()
+        yield Serving(process, int(found[1]), log, folder / "spool")
+    finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
-def address(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+def upload(image: bytes) -> bytes:
+    return PART + image + b"\r\n--x--\r\n"
 
 
-def picture(side: int = 40) -> bytes:
-    file = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 255, (side, side), dtype=np.uint8)
-    Image.fromarray(pixels).save(file, "PNG", compress_level=0)
-    return file.getvalue()
-
-
-def test_from_start_to_stop(start: Start, tmp_path: Path) -> None:
-    process = start(0)
-    url = address(process)
-    assert url.startswith("http://127.0.0.1:")
-
-    # a second one on the same port
-    port = int(url.rsplit(":", 1)[1])
-    second = start(port)
-    assert second.wait(60) == 2
-    assert second.stderr is not None
-    assert f"Cannot listen on '127.0.0.1', port {port}" in second.stderr.read()
-
-    # a large upload: nothing of it reaches a disk, neither a file that stays nor one that is open meanwhile
-    opened: set[str] = set()
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            for link in Path(f"/proc/{process.pid}/fd").glob("*"):
-                try:
-                    opened.add(os.readlink(link))
-                except OSError:
-                    continue
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    before = set(tmp_path.rglob("*"))
-    answer = httpx.post(
-        f"{url}/v1/predict?maps=false&preview=false", files={"image": ("a.png", picture(3000))}, timeout=60
-    )
-    done.set()
-    watcher.join()
-    assert answer.status_code == 200, answer.text
-    assert set(tmp_path.rglob("*")) == before
-    assert not [name for name in opened if "(deleted)" in name or name.startswith((str(tmp_path), "/tmp/"))]
-
-    # an upload that trickles in: told when its time is over, and others are served meanwhile
-    with socket.create_connection(("127.0.0.1", port)) as slow:
-        slow.sendall(
-            b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-            b"Content-Length: 100000\r\n\r\n--b\r\n"
+def test_an_upload_is_answered_and_the_connection_kept(serving: Serving) -> None:
+    body = upload(png())
+    with serving.begin(len(body)) as connection:
+        connection.sendall(body)
+        assert answer(connection)[0] == 200
+        connection.sendall(
+            b"GET /v1/health HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + TOKEN.encode() + b"\r\n\r\n"
         )
-        assert httpx.get(f"{url}/v1/health").json()["ready"] is True
-        slow.settimeout(20)
-        assert b" 504 " in slow.recv(100)
+        assert json.loads(answer(connection)[1])["ready"] is True
 
-    # told to stop: what is under way is answered, then it ends well
-    answers: list[int] = []
 
-    def ask() -> None:
-        answers.append(httpx.post(f"{url}/v1/predict", files={"image": ("a.png", picture())}, timeout=30).status_code)
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the open files of a process are read from /proc")
+def test_nothing_of_an_upload_reaches_the_disk(serving: Serving) -> None:
+    """Halfway through 6 MB there is no file, not even one without a name, that was not there before."""
+    fds = Path(f"/proc/{serving.process.pid}/fd")
 
-    asking = threading.Thread(target=ask)
-    asking.start()
-    time.sleep(0.25)
-    process.send_signal(signal.SIGTERM)
-    asking.join()
-    assert answers == [200]
-    assert process.wait(30) == 0
-    assert process.stderr is not None
-    log = process.stderr.read()
-    assert "POST /v1/predict 504" in log
-    assert "a.png" not in log
-    assert "Traceback" not in log
+    def opened() -> set[str]:
+        targets = []
+        for fd in fds.iterdir():
+            with suppress(FileNotFoundError):  # a connection that has just ended
+                targets.append(os.readlink(fd))
+        return {target for target in targets if target.startswith("/")}
+
+    before = opened()
+    with serving.begin(6_000_000) as connection:
+        connection.sendall(PART + bytes(5_000_000))
+        time.sleep(0.5)
+        assert opened() <= before
+        assert list(serving.spool.iterdir()) == []
+        assert answer(connection)[0] == 504  # and it never ends
+    assert list(serving.spool.iterdir()) == []
+
+
+def test_a_slow_upload_is_ended(serving: Serving) -> None:
+    start = time.monotonic()
+    with serving.begin(1_000_000) as connection:
+        connection.sendall(PART)
+        status, body = answer(connection)
+        assert status == 504
+        assert "3 seconds" in json.loads(body)["error"]
+        assert time.monotonic() - start < 10
+        connection.settimeout(10)
+        assert connection.recv(1) == b""  # closed: the rest of the body must not be taken for a request
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_too_much_is_refused_while_it_arrives(serving: Serving, announced: bool) -> None:
+    """The client gets its answer although it goes on sending."""
+    with serving.begin(11_000_000 if announced else None) as connection:
+        for _ in range(11):
+            piece = bytes(1_000_000)
+            connection.sendall(piece if announced else b"%x\r\n" % len(piece) + piece + b"\r\n")
+        status, body = answer(connection)
+        assert status == (413 if announced else 400)
+        assert "error" in json.loads(body)
+
+
+def test_without_the_token_nothing_is_read(serving: Serving) -> None:
+    with serving.begin(1_000_000, token="a-token-that-is-wrong") as connection:
+        assert answer(connection)[0] == 401
+
+
+def test_what_is_under_way_is_finished_and_the_code_is_0(serving: Serving) -> None:
+    """The last test of this process: SIGTERM in the middle of an upload."""
+    body = upload(png())
+    with serving.begin(len(body)) as connection:
+        connection.sendall(body[:100])
+        time.sleep(0.5)
+        serving.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(OSError, match="refused"):
+            serving.connect()
+        connection.sendall(body[100:])
+        assert answer(connection)[0] == 200
+    assert serving.process.wait(20) == 0
+    log = serving.log.read_text()
+    assert " POST /v1/predict 200 " in log
+    for secret in ("Doe", TOKEN, "Traceback", str(serving.spool)):
+        assert secret not in log
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "0.0.0.0"], "--token-file"),
+        (["--token-file", "none"], "cannot be read"),
+        (["--threads", "0"], "--threads"),
+        (["--queue", "0"], "queue"),
+    ],
+)
+def test_options_that_cannot_be(unet: Run, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str) -> None:
+    monkeypatch.delenv("RADGAZE_TOKEN", raising=False)
+    with pytest.raises(InputError, match=said):
+        app(["serve", str(unet.path), *options], standalone_mode=False)
+
+
+def test_a_port_that_is_taken(unet: Run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match="Cannot listen"):
+            app(["serve", str(unet.path), "--port", str(taken.getsockname()[1])], standalone_mode=False)
+
+
+def test_a_missing_extra_is_named(unet: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    for name in [name for name in sys.modules if name.startswith("radgaze.inference.server")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(InputError, match=r"radgaze\[serve\]"):
+        app(["serve", str(unet.path)], standalone_mode=False)

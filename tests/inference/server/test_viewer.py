@@ -20,11 +20,12 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from radgaze.cohort import Cohort
 from radgaze.cohort.sources.tables import import_tables
+from radgaze.inference import Predictor
 from radgaze.inference.server import Settings, create_app
 from radgaze.training.attention import AttentionTarget
 from tests.cohort.pictures import write_dicom
 from tests.cohorts import write_tables
-from tests.inference.server.conftest import models
+from tests.inference.predictors import formula_predictor
 
 HOSTILE = '<img src=x onerror="window.hacked=1">'
 CLASSES = ("normal", "pneumonia", HOSTILE)
@@ -49,6 +50,14 @@ def hostile_cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     return import_tables(
         tables / "images.csv", folder / "cohort", gaze=tables / "gaze.csv", size=(32, 24), workers=1, progress=False
     )
+
+
+def models(classes: tuple[str, ...]) -> dict[str, Predictor]:
+    """One that predicts attention, one with class activation maps and without a calibration."""
+    return {
+        "unet": formula_predictor(("logits", "saliency_logits"), classes),
+        "cam": formula_predictor(("logits", "cams"), classes, calibrated=False),
+    }
 
 
 class Served:
