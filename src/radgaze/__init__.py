@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from radgaze.comparison import compare
     from radgaze.errors import InputError, RadgazeError
     from radgaze.gaze import Gaze, Grid, detect_fixations, render, render_batch
-    from radgaze.inference import evaluate, load, measure_redundancy
+    from radgaze.inference import evaluate, export, load, measure_redundancy
     from radgaze.simplification import simplify
     from radgaze.training import Run, fit
 
@@ -38,6 +38,7 @@ __all__ = [
     "compare",
     "detect_fixations",
     "evaluate",
+    "export",
     "fit",
     "import_egd_cxr",
     "import_reflacx",
@@ -64,7 +65,7 @@ HOMES = {
     "comparison": ["compare"],
     "errors": ["InputError", "RadgazeError"],
     "gaze": ["Gaze", "Grid", "detect_fixations", "render", "render_batch"],
-    "inference": ["evaluate", "load", "measure_redundancy"],
+    "inference": ["evaluate", "export", "load", "measure_redundancy"],
     "simplification": ["simplify"],
     "training": ["Run", "fit"],
 }

@@ -1,6 +1,8 @@
 """What a trained run is used for: predicting and being measured."""
 
+from radgaze.inference.engine import open_model
 from radgaze.inference.evaluation import evaluate
+from radgaze.inference.export import export
 from radgaze.inference.grad_cam import grad_cam
 from radgaze.inference.predict import predict_studies
 from radgaze.inference.predictor import Failure, Prediction, Predictor, load
@@ -11,8 +13,10 @@ __all__ = [
     "Prediction",
     "Predictor",
     "evaluate",
+    "export",
     "grad_cam",
     "load",
     "measure_redundancy",
+    "open_model",
     "predict_studies",
 ]

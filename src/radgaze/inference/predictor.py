@@ -19,7 +19,7 @@ from radgaze.cohort.pixels import Upload, read_image, resample
 from radgaze.errors import InputError
 from radgaze.gaze import Grid
 from radgaze.inference.card import ModelCard
-from radgaze.inference.engine import Engine, TorchEngine
+from radgaze.inference.engine import Engine, TorchEngine, checked_threads, is_exported, open_model
 from radgaze.inference.predict import probabilities
 from radgaze.training.runs import Run
 
@@ -235,17 +235,35 @@ class Predictor:
         )
 
 
-def load(model: Run | Path | str) -> Predictor:
-    """A trained run, ready to predict: ``radgaze.load(run).predict(image)``.
+def load(model: Run | Path | str, engine: str | None = None, *, threads: int | None = None) -> Predictor:
+    """A trained network, ready to predict: ``radgaze.load(run).predict(image)``.
 
     Args:
-        model: A run or its folder.
+        model: A run, its folder, or a file that :func:`radgaze.export` wrote, which needs no run and no cohort.
+        engine: ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"torch-export"``. A run is exported for any other engine
+            than torch once, into its folder ``exported``; by default it runs in torch, and a file in the engine that
+            it is for.
+        threads: How many the engine computes with, by default all cores; torch's is for the whole process.
 
     Raises:
-        InputError: Not a finished run.
+        InputError: Not a finished run, a file that cannot be opened or is for another engine.
     """
+    if not isinstance(model, Run) and is_exported(model):
+        card, opened = open_model(model, threads)
+        if engine not in (None, opened.name):
+            raise InputError(
+                f"{str(model)!r} is for engine {opened.name!r}, not {engine!r}; leave the engine out, or load the run."
+            )
+        return Predictor(card, opened)
     run = model if isinstance(model, Run) else Run.open(model)
-    return Predictor(ModelCard.of(run), TorchEngine(run.network(), run.device))
+    card = ModelCard.of(run)
+    if engine in (None, "torch"):
+        if checked_threads(threads):
+            torch.set_num_threads(threads)  # type: ignore[arg-type]  # not None
+        return Predictor(card, TorchEngine(run.network(), run.device))
+    from radgaze.inference.export import exported_for  # heavy: only other engines pay for it
+
+    return Predictor(card, open_model(exported_for(run, str(engine)), threads)[1])
 
 
 def _as_pixels(image: NDArray[Any]) -> NDArray[Any]:
