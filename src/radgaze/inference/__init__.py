@@ -2,7 +2,7 @@
 
 from radgaze.inference.engine import open_model
 from radgaze.inference.evaluation import evaluate
-from radgaze.inference.export import export
+from radgaze.inference.exporter import export
 from radgaze.inference.grad_cam import grad_cam
 from radgaze.inference.predict import predict_studies
 from radgaze.inference.predictor import Failure, Prediction, Predictor, load

@@ -261,7 +261,7 @@ def load(model: Run | Path | str, engine: str | None = None, *, threads: int | N
         if checked_threads(threads):
             torch.set_num_threads(threads)  # type: ignore[arg-type]  # not None
         return Predictor(card, TorchEngine(run.network(), run.device))
-    from radgaze.inference.export import exported_for  # heavy: only other engines pay for it
+    from radgaze.inference.exporter import exported_for  # heavy: only other engines pay for it
 
     return Predictor(card, open_model(exported_for(run, str(engine)), threads)[1])
 
