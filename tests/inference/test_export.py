@@ -16,7 +16,7 @@ from radgaze.files import write_json
 from radgaze.inference import open_model
 from radgaze.inference.card import ModelCard
 from radgaze.inference.engine import SUFFIXES, TorchEngine
-from radgaze.inference.exporter import COMPARED, check_change, check_parity, synthetic
+from radgaze.inference.exporter import COMPARED, check_change, check_parity, last_layers, synthetic
 from radgaze.models import build
 from radgaze.training import Run
 from tests.cohorts import blob_cohort, multilabel_cohort
@@ -189,6 +189,16 @@ def test_int8_is_measured_and_refused_beyond_the_tolerance(
             radgaze.export(unet, out, format="openvino", precision="int8", tolerance=0.0)
     assert {file: file.read_bytes() for file in path.parent.iterdir()} == before  # the earlier file stays whole
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_last_layers_are_those_that_write_the_outputs(files: dict[str, tuple[Path, dict[str, Any]]]) -> None:
+    openvino = pytest.importorskip("openvino", reason="the extra deploy is not installed")
+    model = openvino.Core().read_model(files["openvino"][0])
+    kinds = {node.get_friendly_name(): (node.get_type_name(), node) for node in model.get_ordered_ops()}
+    found = {kinds[name][0]: kinds[name][1].input_value(1).shape for name in last_layers(model)}
+    assert sorted(found) == ["Convolution", "MatMul"]
+    assert list(found["Convolution"]) == [1, 4, 1, 1]  # the saliency head, of width 4
+    assert sorted(found["MatMul"]) == [3, 4]  # the class head
 
 
 def broken(model: Any) -> Any:
