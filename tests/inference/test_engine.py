@@ -119,6 +119,7 @@ RUN = "__import__('sys').__setattr__('radgaze_was_tricked', True)"
         ("models/model.json", {'"name": "image"': '"name": "image=exit()"'}, "name"),
         ("version", pickled(), "more than one archive"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_program_that_could_run_code_is_refused(
     program: Path, tmp_path: Path, record: str, change: bytes | dict[str, str], said: str
