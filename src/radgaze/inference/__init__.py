@@ -1,7 +1,8 @@
 """What a trained run is used for: predicting and being measured."""
 
+from radgaze.inference.engine import open_model
 from radgaze.inference.evaluation import evaluate
-from radgaze.inference.exporting import export
+from radgaze.inference.exporter import export
 from radgaze.inference.grad_cam import grad_cam
 from radgaze.inference.predict import predict_studies
 from radgaze.inference.predictor import Failure, Prediction, Predictor, load
@@ -16,5 +17,6 @@ __all__ = [
     "grad_cam",
     "load",
     "measure_redundancy",
+    "open_model",
     "predict_studies",
 ]

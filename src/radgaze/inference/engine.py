@@ -1,13 +1,13 @@
 """Engines: what runs a network. All take the same images and return the same :class:`~radgaze.models.Output`.
 
-The others than PyTorch run a file that :func:`radgaze.export` wrote. It holds its model card, so it needs neither the
-run nor the cohort. Nothing in such a file is pickled, and opening one runs nothing that was put there.
+An exported file is opened by :func:`open_model`, which needs neither the run nor its cohort: the model card is in it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,15 +15,26 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from radgaze.errors import InputError, nearest
+from radgaze.errors import InputError
 from radgaze.inference import pt2
 from radgaze.inference.card import ModelCard
 from radgaze.models import Network, Output
 
-__all__ = ["FORMATS", "Engine", "ExportedEngine", "OnnxEngine", "OpenVINOEngine", "TorchEngine", "open_model"]
+__all__ = [
+    "SUFFIXES",
+    "Engine",
+    "ExportedEngine",
+    "OnnxEngine",
+    "OpenVINOEngine",
+    "TorchEngine",
+    "is_exported",
+    "open_model",
+    "require",
+]
 
-CARD, PRECISION = "radgaze", "radgaze_precision"  # keys of a file's metadata
-INPUT = "image"
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
+IMAGE = "image"  # the input's name in every exported file
+KEY = "radgaze"  # of the card in a file's metadata
 
 
 class Engine(Protocol):
@@ -59,150 +70,186 @@ class TorchEngine:
 
 
 class OnnxEngine:
-    """ONNX Runtime on the CPU.
+    """ONNX Runtime on the CPU. Calls from several threads at once are safe.
 
     Args:
-        path: A file of :func:`radgaze.export`.
-        threads: Of one forward pass; the cores by default.
+        file: A .onnx that radgaze exported.
+        threads: How many it computes with; all cores by default.
 
     Raises:
-        InputError: Not such a file, or damaged.
+        InputError: onnxruntime is not installed; the file is missing, damaged, or has no model card.
     """
 
     name = "onnx"
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        runtime = needed("onnxruntime")
+    def __init__(self, file: Path | str, threads: int | None = None) -> None:
+        runtime = require("onnxruntime", self.name)
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        self.session = opened(path, lambda: runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
-        self.card = read_card(self.session.get_modelmeta().custom_metadata_map.get(CARD), path)
+        options.log_severity_level = 4  # what is wrong with a file is said in our sentence
+        options.intra_op_num_threads = checked_threads(threads) or 0
+        try:
+            self.session = runtime.InferenceSession(exists(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's own errors share no class
+            raise damaged(file, error) from error
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.card = read_card(metadata.get(KEY), file)
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, images: Tensor) -> Output:
-        found = self.session.run(self.outputs, {INPUT: images.contiguous().numpy()})
-        return Output(**{name: torch.from_numpy(part) for name, part in zip(self.outputs, found, strict=True)})
+        values = self.session.run(self.outputs, {IMAGE: images.contiguous().numpy()})
+        return Output(**{name: torch.from_numpy(value) for name, value in zip(self.outputs, values, strict=True)})
 
 
 class OpenVINOEngine:
-    """OpenVINO on the CPU, in the precision that the file was exported for.
+    """OpenVINO on the CPU, in the precision that the file was exported for. Calls from several threads are safe.
 
     Args:
-        path: The ``.xml`` of :func:`radgaze.export`, its ``.bin`` beside it.
-        threads: Of one forward pass; the cores by default.
+        file: A .xml that radgaze exported, its .bin beside it.
+        threads: How many it computes with; all cores by default.
 
     Raises:
-        InputError: Not such a file, or damaged.
+        InputError: openvino is not installed; the file is missing, damaged, or has no model card; or it is a file in
+            bf16 and this processor does not compute in bf16.
     """
 
     name = "openvino"
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        openvino = needed("openvino")
-        model = opened(path, lambda: openvino.Core().read_model(path))
-        card = model.get_rt_info([CARD]).value if model.has_rt_info([CARD]) else None
-        self.card = read_card(card, path)
-        self.compiled = compiled(model, model.get_rt_info([PRECISION]).value, threads)
+    def __init__(self, file: Path | str, threads: int | None = None) -> None:
+        openvino = require("openvino", self.name)
+        core = openvino.Core()
+        try:
+            model = core.read_model(exists(file))
+        except RuntimeError as error:
+            raise damaged(file, error) from error
+        stored = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+        self.card = read_card(stored, file)
+        self.precision = self.card.facts.get("exported", {}).get("precision", "fp32")
+        if self.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise InputError(
+                f"{str(file)!r} was exported for bf16, in which this processor does not compute; export the run with "
+                "--precision fp32 or int8."
+            )
+        # without the hint OpenVINO takes bf16 wherever the processor has it, and maps are no longer the network's
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32"}
+        if checked_threads(threads):
+            config["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self.compiled = core.compile_model(model, "CPU", config)
+        except RuntimeError as error:
+            raise damaged(file, error) from error
+        self.outputs = [output.get_any_name() for output in self.compiled.outputs]
+        self.own = threading.local()  # a request holds one image batch at a time
 
     def __call__(self, images: Tensor) -> Output:
-        return run_compiled(self.compiled, images)
-
-
-def compiled(model: Any, precision: str, threads: int | None = None) -> Any:
-    """An OpenVINO model ready to run; ``precision`` is what its floating-point layers compute in."""
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    return needed("openvino").Core().compile_model(model, "CPU", settings)
-
-
-def run_compiled(model: Any, images: Tensor) -> Output:
-    found = model.create_infer_request().infer({INPUT: images.contiguous().numpy()})
-    parts = {port.get_any_name(): torch.from_numpy(part.copy()) for port, part in found.items()}
-    return Output(**{name: part.float() for name, part in parts.items()})
+        if not hasattr(self.own, "request"):
+            self.own.request = self.compiled.create_infer_request()
+        found = self.own.request.infer({IMAGE: images.contiguous().numpy()})
+        return Output(**{name: torch.from_numpy(found[index]) for index, name in enumerate(self.outputs)})
 
 
 class ExportedEngine:
-    """PyTorch, running the graph of a ``.pt2`` file: no code of radgaze's networks.
+    """A program of torch.export, run by PyTorch on the CPU: no code of the network's is needed.
 
     Args:
-        path: A file of :func:`radgaze.export`.
-        threads: PyTorch's threads are the whole process's, so they are not this engine's to set; see
-            ``torch.set_num_threads``.
+        file: A .pt2 that radgaze exported; see :mod:`radgaze.inference.pt2` for how it is read.
+        threads: Of PyTorch, for the whole process.
 
     Raises:
-        InputError: Not such a file, or damaged.
+        InputError: The file is missing, damaged, holds what radgaze does not write, or has no model card.
     """
 
     name = "torch-export"
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        self.module, self.outputs, card = pt2.read(path)
-        self.card = read_card(card, path)
+    def __init__(self, file: Path | str, threads: int | None = None) -> None:
+        if checked_threads(threads):
+            torch.set_num_threads(threads)  # type: ignore[arg-type]  # not None
+        self.program, self.outputs, card = pt2.read(Path(exists(file)))
+        self.card = read_card(card, file)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Output:
-        return Output(**dict(zip(self.outputs, self.module(images.contiguous()), strict=True)))
+        return Output(**dict(zip(self.outputs, self.program(images.contiguous()), strict=True)))
 
 
-FORMATS: Mapping[str, tuple[str, Callable[[Path, int | None], Any]]] = {
-    "onnx": (".onnx", OnnxEngine),
-    "openvino": (".xml", OpenVINOEngine),
-    "torch-export": (".pt2", ExportedEngine),
+ENGINES: dict[str, type[OnnxEngine] | type[OpenVINOEngine] | type[ExportedEngine]] = {
+    engine.name: engine for engine in (OnnxEngine, OpenVINOEngine, ExportedEngine)
 }
 
 
-def open_model(path: Path, threads: int | None = None) -> tuple[ModelCard, Engine]:
-    """An exported file's card, and the engine that runs it.
+def is_exported(path: Path | str) -> bool:
+    """Whether a path names an exported file, or a folder with one, by its name alone."""
+    path = Path(path)
+    if path.is_dir():
+        return not (path / "config.json").is_file() and any(path.glob("*.xml"))
+    return path.suffix in SUFFIXES.values()
+
+
+def open_model(path: Path | str, threads: int | None = None) -> tuple[ModelCard, Engine]:
+    """An exported file, ready to run: ``.onnx``, ``.xml`` (or the folder that holds it) or ``.pt2``.
+
+    Args:
+        path: The file.
+        threads: How many the engine computes with; all cores by default.
 
     Raises:
-        InputError: No file, another kind of file, one that radgaze has not exported, or a damaged one.
+        InputError: Another kind of file, and whatever the engine refuses.
     """
-    if not path.is_file():
-        raise InputError(f"There is no file {str(path)!r}; give a run's folder or a file of radgaze export.")
-    for suffix, engine in FORMATS.values():
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob("*.xml"))
+        if len(found) != 1:
+            raise InputError(
+                f"The folder {str(path)!r} holds {len(found)} OpenVINO models; expected one, so give the .xml itself."
+            )
+        path = found[0]
+    for name, suffix in SUFFIXES.items():
         if path.suffix == suffix:
-            made = engine(path, threads)
-            return made.card, made
-    known = ", ".join(suffix for suffix, _ in FORMATS.values())
-    raise InputError(f"{str(path)!r} is no exported model; expected a file that ends in {known}, or a run's folder.")
+            engine = ENGINES[name](path, threads)
+            return engine.card, engine
+    raise InputError(f"{str(path)!r} is no exported model; expected a file ending in .onnx, .xml or .pt2.")
 
 
-def check_format(name: str) -> None:
-    if name not in FORMATS:
-        raise InputError(f"There is no format {name!r}: {nearest(name, FORMATS)}")
-
-
-def needed(package: str) -> Any:
-    """An optional package.
+def require(package: str, engine: str) -> Any:
+    """Import a package of the extra ``deploy``. Nothing that it would tell its makers leaves the machine.
 
     Raises:
         InputError: It is not installed.
     """
+    if "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # openvino and nncf then send nothing
     try:
         return import_module(package)
-    except ImportError:
+    except ImportError as error:
         raise InputError(
-            f"This needs the package {package!r}, which is not installed; run: pip install 'radgaze[deploy]'."
-        ) from None
-
-
-def opened(path: Path, reading: Callable[[], Any]) -> Any:
-    try:
-        return reading()
-    except Exception as error:  # each library has its own kinds for a file it cannot read
-        reason = str(error).strip().splitlines()
-        raise InputError(
-            f"The exported model {str(path)!r} cannot be read ({type(error).__name__}: {reason[0] if reason else ''}); "
-            "export the run again."
+            f"{engine} needs the package {package}, which is not there ({error}); install it with "
+            'pip install "radgaze[deploy]".'
         ) from error
 
 
-def read_card(text: str | None, path: Path) -> ModelCard:
+def checked_threads(threads: int | None) -> int | None:
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, expected 1 or more; leave it out for all cores.")
+    return threads
+
+
+def exists(file: Path | str) -> str:
+    if not Path(file).is_file():
+        raise InputError(f"There is no model {str(file)!r}; check the path, or export a run to it.")
+    return str(file)
+
+
+def damaged(file: Path | str, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return InputError(f"{str(file)!r} cannot be opened as a model ({reason[-1][:200]}); export the run again.")
+
+
+def read_card(text: str | None, file: Path | str) -> ModelCard:
     if not text:
-        raise InputError(f"{str(path)!r} holds no model card, so it is not of radgaze export; export the run again.")
+        raise InputError(
+            f"{str(file)!r} has no model card in it, so it is no model that radgaze exported; export the run again."
+        )
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"The model card in {str(path)!r} is damaged ({error}); export the run again.") from error
+        raise InputError(f"The model card in {str(file)!r} is damaged ({error}); export the run again.") from error
     return ModelCard.from_json(content)

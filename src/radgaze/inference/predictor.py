@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radgaze.cohort.pixels import Upload, read_image, resample
-from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
-from radgaze.files import folder_lock
 from radgaze.gaze import Grid
 from radgaze.inference.card import ModelCard
-from radgaze.inference.engine import FORMATS, Engine, TorchEngine, check_format, open_model
+from radgaze.inference.engine import Engine, TorchEngine, checked_threads, is_exported, open_model
 from radgaze.inference.predict import probabilities
 from radgaze.training.runs import Run
 
@@ -241,45 +239,31 @@ def load(model: Run | Path | str, engine: str | None = None, *, threads: int | N
     """A trained network, ready to predict: ``radgaze.load(run).predict(image)``.
 
     Args:
-        model: A run, its folder, or a file that :func:`radgaze.export` wrote.
-        engine: What runs it: ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"torch-export"``. For a run, PyTorch by
-            default; another engine's file is made when it is first asked for, and kept in the run's ``exported``
-            folder until the weights change. For a file, the one it is for.
-        threads: Of one forward pass; the cores by default. PyTorch's are the process's: ``torch.set_num_threads``.
+        model: A run, its folder, or a file that :func:`radgaze.export` wrote, which needs no run and no cohort.
+        engine: ``"torch"``, ``"onnx"``, ``"openvino"`` or ``"torch-export"``. A run is exported for any other engine
+            than torch once, into its folder ``exported``; by default it runs in torch, and a file in the engine that
+            it is for.
+        threads: How many the engine computes with, by default all cores; torch's is for the whole process.
 
     Raises:
-        InputError: Not a finished run or an exported file, or an engine that is not known or not the file's.
+        InputError: Not a finished run, a file that cannot be opened or is for another engine.
     """
-    if not isinstance(model, Run) and not Path(model).is_dir():
-        card, runs = open_model(Path(model), threads)
-        if engine not in (None, runs.name):
+    if not isinstance(model, Run) and is_exported(model):
+        card, opened = open_model(model, threads)
+        if engine not in (None, opened.name):
             raise InputError(
-                f"{str(model)!r} is for the engine {runs.name!r}, not {engine!r}; leave the engine out or give the run."
+                f"{str(model)!r} is for engine {opened.name!r}, not {engine!r}; leave the engine out, or load the run."
             )
-        return Predictor(card, runs)
+        return Predictor(card, opened)
     run = model if isinstance(model, Run) else Run.open(model)
     card = ModelCard.of(run)
-    if engine in (None, TorchEngine.name):
+    if engine in (None, "torch"):
+        if checked_threads(threads):
+            torch.set_num_threads(threads)  # type: ignore[arg-type]  # not None
         return Predictor(card, TorchEngine(run.network(), run.device))
-    file = exported_file(run, str(engine))
-    return Predictor(card, FORMATS[str(engine)][1](file, threads))
+    from radgaze.inference.exporter import exported_for  # heavy: only other engines pay for it
 
-
-def exported_file(run: Run, engine: str) -> Path:
-    """The run's network as a file for ``engine``, made where it is not there or is of other weights."""
-    from radgaze.inference.exporting import export  # heavy: only those who ask for another engine pay for it
-
-    check_format(engine)
-    digest = sha256(run.path / "weights.safetensors")[:12]
-    folder, suffix = run.path / "exported", FORMATS[engine][0]
-    file = folder / f"{digest}{suffix}"
-    with folder_lock(folder, "exporting into"):
-        if not file.is_file():
-            for old in folder.glob(f"*{suffix}"):
-                old.unlink()
-                old.with_suffix(".bin").unlink(missing_ok=True)
-            export(run, file, format=engine)
-    return file
+    return Predictor(card, open_model(exported_for(run, str(engine)), threads)[1])
 
 
 def _as_pixels(image: NDArray[Any]) -> NDArray[Any]:

@@ -1,0 +1,30 @@
+"""Runs of untrained networks, for what does not depend on what a network has learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from radgaze.cohort import Cohort
+from radgaze.files import read_json, write_json
+from radgaze.models import Network, parameters, save_weights
+from radgaze.training import Run, fit
+
+RECIPE: dict[str, Any] = {
+    "epochs": 2, "batch_size": 4, "schedule": "one-cycle", "learning_rate": 2e-3, "precision": "fp32"
+}  # fmt: skip
+
+
+def run_of(network: Network, like: Run, path: Path) -> Run:
+    """The folder of a run whose training left ``network``; everything else is as in another run."""
+    path.mkdir()
+    content = read_json(like.path / "config.json", "a run")
+    content |= {"network": network.config, "parameters": parameters(network)}
+    write_json(path / "config.json", content)
+    (path / "state.json").write_bytes((like.path / "state.json").read_bytes())
+    save_weights(network, path / "weights.safetensors")
+    return Run.open(path)
+
+
+def trained(cohort: Cohort, path: Path, method: str = "mt-unet", **model: Any) -> Run:
+    return fit(cohort, path, method, model=model or {"width": 4}, progress=False, **RECIPE)
