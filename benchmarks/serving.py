@@ -89,6 +89,10 @@ class Clients:
         self.pipe.send((port, count, clients, query))
         return self.pipe.recv()
 
+    def stop(self) -> None:
+        self.pipe.send(None)
+        self.process.join()
+
 
 class Server:
     def __init__(self, run: Path, options: list[str]) -> None:
@@ -161,6 +165,7 @@ def main() -> None:
     with_maps = clients(server.port, arguments.images, arguments.clients, "maps=true&preview=true")
     alone = clients(server.port, 20, 1, "maps=false&preview=false")
     server.stop()
+    clients.stop()
 
     height, width = predictor.card.frame.size
     print(
