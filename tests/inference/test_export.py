@@ -281,3 +281,19 @@ def test_a_run_is_exported_anew_when_its_weights_change(unet: Run, tmp_path: Pat
     assert second.probabilities == pytest.approx(radgaze.load(run).predict(image).probabilities, abs=1e-5)
     with pytest.raises(InputError, match="no engine 'tensorrt'"):
         radgaze.load(run, "tensorrt")
+
+
+def test_class_activation_maps_survive_int8(cohort: Cohort, tmp_path: Path) -> None:
+    """OpenVINO 2026.4 makes nothing of the mean of an 8-bit map: the head must have stayed in 32 bits."""
+    if find_spec("nncf") is None:
+        pytest.skip("the extra deploy is not installed")
+    run = trained(cohort, tmp_path / "cam", "gg-cam", backbone="resnet10t", options={"output_stride": 16})
+    radgaze.export(run, tmp_path / "model.xml", format="openvino", precision="int8", tolerance=1, progress=False)
+    images = synthetic(run.size)
+    expected, found = TorchEngine(run.network())(images), open_model(tmp_path / "model.xml")[1](images)
+    assert expected.cams is not None
+    assert found.cams is not None
+    assert found.logits is not None
+    assert torch.corrcoef(torch.stack([expected.cams.flatten(), found.cams.flatten()]))[0, 1] > 0.9
+    bias = run.network().head.bias.detach()  # type: ignore[union-attr]
+    assert (found.cams.mean((2, 3)) + bias).numpy() == pytest.approx(found.logits.numpy(), abs=1e-3)
