@@ -1,6 +1,8 @@
 """The server against the predictor behind it: throughput, latency of a crowd, and the first prediction after a start.
 
-    python benchmarks/serving.py RUN IMAGE... [--rounds N] [--images N] [--clients N] [--engine NAME]
+    python benchmarks/serving.py [RUN IMAGE...] [--rounds N] [--images N] [--clients N] [--engine NAME]
+
+Without a run it trains an MT-UNet of width 16 for an epoch on synthetic studies of 160x128 pixels, and asks about them.
 
 The server runs in a process of its own (`radgaze serve`), the clients in another, on keep-alive connections; each
 client sends its next image when the last one is answered. Every round sends the same images once through the server,
@@ -20,6 +22,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -29,8 +32,11 @@ from typing import Any
 import torch
 
 from _timing import alternate, machine, ratio
+from radgaze.cohort.phantom import make_phantom
 from radgaze.cohort.pixels import Upload
+from radgaze.cohort.sources.egd_cxr import import_egd_cxr
 from radgaze.inference import Predictor, load
+from radgaze.training import fit
 
 BOUNDARY = "radgaze-benchmark"
 
@@ -118,8 +124,8 @@ def percentile(values: list[float], share: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("image", type=Path, nargs="+")
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("image", type=Path, nargs="*")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=96, help="a round; the files are repeated")
     parser.add_argument("--clients", type=int, default=32)
@@ -127,7 +133,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--engine", default="torch")
     arguments = parser.parse_args()
+    if arguments.run and not arguments.image:
+        parser.error("give images beside the run")
+    with tempfile.TemporaryDirectory() as folder:
+        if not arguments.run:
+            arguments.run, arguments.image = synthetic(Path(folder))
+        measure(arguments)
 
+
+def synthetic(folder: Path) -> tuple[Path, list[Path]]:
+    data = make_phantom(folder / "data", studies=60, progress=False)
+    images = data / "mimic-cxr"
+    cohort = import_egd_cxr(data / "egd-cxr", images, folder / "cohort", size=(160, 128), progress=False)
+    run = fit(cohort, folder / "run", "mt-unet", model={"width": 16}, epochs=1, progress=False)
+    return run.path, sorted(images.rglob("*.dcm"))[:24]
+
+
+def measure(arguments: argparse.Namespace) -> None:
     contents = [path.read_bytes() for path in arguments.image]
     chosen = (contents * arguments.images)[: arguments.images]
     options = ["--engine", arguments.engine, "--batch-size", str(arguments.batch_size)]

@@ -115,11 +115,11 @@ def _read(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
         raise InputError(f"Image {str(path)!r} may not be read by this user; change its permissions.") from None
 
 
-def image_size(path: Path | Upload, most: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(path: Path | Upload, most: int | None = None) -> tuple[int, int]:
     """(H, W) of an image from its header, without decoding pixels.
 
     Raises:
-        TooManyPixels: more than ``most``.
+        TooManyPixels: more than ``most``, ``MAX_PIXELS`` by default.
         InputError: as :func:`read_image`, as far as the header tells.
     """
     if isinstance(path, Path) and not path.is_file():
@@ -243,7 +243,8 @@ def _as_brightness(values: npt.NDArray[Any], path: Path | Upload) -> Pixels:
     return values.astype(np.float32)
 
 
-def _checked_size(height: int, width: int, path: Path | Upload, most: int = MAX_PIXELS) -> tuple[int, int]:
+def _checked_size(height: int, width: int, path: Path | Upload, most: int | None = None) -> tuple[int, int]:
+    most = MAX_PIXELS if most is None else most
     if height < 1 or width < 1:
         raise InputError(f"Image {str(path)!r} has no rows or columns; expected an image, check what the file is.")
     if height * width > most:
