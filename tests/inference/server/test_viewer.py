@@ -354,6 +354,10 @@ def test_thousands_of_studies_need_few_rows(page: Page) -> None:
     page.route("**/v1/cohort/studies?*", answer)
     page.locator("#split").select_option("train")
     expect(page.locator("#total")).to_have_text("5,000 studies")
+    for place in (500, 1500, 2500):  # by scrolling, which leaves rows behind
+        page.locator("#rows").evaluate("(rows, top) => { rows.scrollTop = top; }", place * 48)
+        expect(page.locator(f"#study-{place}")).to_contain_text(f"many{place}")
+    assert page.locator("#rows [role=option]").count() < 30
     page.locator("#rows").press("End")
     expect(page.locator("#rows [aria-selected=true]")).to_contain_text("many4999")
     assert page.locator("#rows [role=option]").count() < 50
