@@ -103,6 +103,7 @@ def test_gaze(client: TestClient, cohort: Cohort) -> None:
     assert content["points"]["t"] == gaze.t.tolist()
     assert content["points"]["reader"] == gaze.reader.tolist()
     assert len(content["fixations"]["x"]) > 0
+    assert set(content["fixations"]["reader"]) == {0, 1}
 
 
 def test_lost_points_are_left_out(client: TestClient) -> None:

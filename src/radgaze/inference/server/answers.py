@@ -197,6 +197,7 @@ class Fixations(Answer):
     y: list[float]
     t: list[float | None] | None
     duration: list[float | None] | None
+    reader: list[int | None] | None
 
 
 class GazePoints(Answer):

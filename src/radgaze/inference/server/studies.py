@@ -82,8 +82,7 @@ class StudyRoom:
         gaze, fixations = study.gaze, fixations_of(study)
         if gaze is None or fixations is None:
             return None
-        points = columns(gaze, ("x", "y", "t", "duration", "reader"))
-        found = columns(fixations, ("x", "y", "t", "duration"))
+        points, found = (columns(one, ("x", "y", "t", "duration", "reader")) for one in (gaze, fixations))
         return {
             "kind": self.cohort.gaze_kind,
             "readers": self.cohort.readers,

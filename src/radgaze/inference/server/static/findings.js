@@ -12,6 +12,8 @@ const METHODS = { "mt-unet": "MT-UNet", "gg-cam": "GG-CAM", classifier: "Classif
  */
 export function showFindings(root, subject, answers, choose) {
   const truth = labels(subject.entry?.label);
+  root.classList.toggle("several", answers.length > 1);
+  root.classList.toggle("one", answers.length === 1);
   root.replaceChildren(heading(subject), ...answers.map((answer) => section(answer, truth, answers.length > 1, choose)));
 }
 
@@ -57,24 +59,27 @@ function section({ model, prediction, overlay }, truth, several, choose) {
     return root;
   }
   const classes = Object.entries(prediction.classes ?? {});
+  const scores = make("div", { class: "scores" });
   if (classes.length === 0) {
-    root.append(make("p", { class: "muted" }, "This network predicts attention alone; it has no classes."));
+    scores.append(make("p", { class: "muted" }, "This network predicts attention alone; it has no classes."));
   } else {
-    root.append(
+    scores.append(
       make(
         "ul",
         { class: "bars" },
         ...classes.map(([label, one]) => bar(label, one, { prediction, truth, overlay, model, choose })),
       ),
     );
-    root.append(
+    scores.append(
       prediction.calibrated
-        ? make("p", { class: "note" }, "Calibrated on the validation split. Lines: 95 % interval.")
+        ? make("p", { class: "note" }, "Calibrated on the validation split. Lines: 95\u202f% interval.")
         : make("p", { class: "note warn" }, "Not calibrated, so without intervals", because(card.uncalibrated), "."),
     );
   }
-  if (prediction.agreement) root.append(agreement(prediction.agreement));
-  root.append(table(prediction, classes));
+  const more = make("div", { class: "more" });
+  if (prediction.agreement) more.append(agreement(prediction.agreement));
+  more.append(table(prediction, classes));
+  root.append(scores, more);
   return root;
 }
 
@@ -132,7 +137,7 @@ function table(prediction, classes) {
       make(
         "table",
         {},
-        make("caption", {}, "Probabilities with the bounds of their 95 % interval"),
+        make("caption", {}, "Probabilities with the bounds of their 95\u202f% interval"),
         make("thead", {}, make("tr", {}, ...["Class", "Probability", "Low", "High"].map((text) => make("th", { scope: "col" }, text)))),
         make("tbody", {}, ...classes.map(([label, one]) => make("tr", {}, make("th", { scope: "row" }, label), ...cells(one)))),
       ),

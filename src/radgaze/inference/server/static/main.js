@@ -24,6 +24,7 @@ let models = [];
 let layout = "single";
 let subject = null; // {key, name, picture, entry, file, gaze} of what is open
 let stop = new AbortController(); // of what is being opened
+let uploads = 0;
 let waits = 0;
 let waitTimer = 0;
 const predictions = new Map(); // subject and run -> prediction, the latest last
@@ -84,7 +85,7 @@ async function openFile(files) {
       const first = panes[0].model;
       const prediction = await server.predictImage(file, first, true, signal);
       studies.leave();
-      show({ key: `file ${(openFile.count = (openFile.count ?? 0) + 1)}`, name: file.name, entry: null, file, gaze: null }, prediction);
+      show({ key: `file ${(uploads += 1)}`, name: file.name, entry: null, file, gaze: null }, prediction);
       keep(first, prediction);
       await predict(signal);
     });
@@ -107,7 +108,7 @@ async function predict(signal = stop.signal) {
   if (!subject) return;
   const asked = subject;
   const missing = shownModels().filter((model) => !prediction(model));
-  await Promise.all(
+  const asking = await Promise.allSettled(
     missing.map(async (model) => {
       const found = asked.file
         ? await server.predictImage(asked.file, model, false, signal)
@@ -117,6 +118,8 @@ async function predict(signal = stop.signal) {
   );
   if (subject !== asked) return;
   arrange();
+  const refused = asking.find(({ status }) => status === "rejected"); // the other run's answer is shown nevertheless
+  if (refused) throw refused.reason;
   say(spoken(asked.name, answers()));
 }
 
@@ -215,8 +218,7 @@ function arrange() {
     pane.overlay = overlayOf(pane);
     if (pane.overlay !== "none") pane.last = pane.overlay;
     fill(pane.part("model"), models.map(({ name }) => [name, name]), pane.model);
-    pane.part("model").disabled = layout === "reader" && pane.index === 1;
-    pane.part("model").closest("label").hidden = !several;
+    pane.part("model").closest("label").hidden = !several || (layout === "reader" && pane.index === 1);
     fill(pane.part("overlay"), overlays(pane).map((name) => [name, called(name)]), pane.overlay);
     pane.part("overlay").disabled = !subject || (layout === "reader" && pane.index === 1);
   }
@@ -282,7 +284,7 @@ function label(pane, kind, map, high) {
     return;
   }
   const positive = highest(map) > 0;
-  const unit = kind === "inferno" ? "attention, as multiples of an even spread" : "evidence for the class; evidence against it is not drawn";
+  const unit = kind === "inferno" ? "Attention, in multiples of an even spread" : "Evidence for the class; against it is not drawn";
   pane.part("legend-name").textContent = positive ? unit : `${unit}: none here`;
   pane.part("legend-high").textContent = kind === "inferno" ? `${figures(high)}×` : figures(high);
 }
@@ -503,6 +505,10 @@ on("theme", "click", switchTheme);
 on("help", "click", () => byId("shortcuts").showModal());
 on("shortcuts-close", "click", () => byId("shortcuts").close());
 on("studies-toggle", "click", () => drawer(!document.body.classList.contains("drawer")));
+on("studies-close", "click", closeDrawer);
+addEventListener("pointerdown", (event) => {
+  if (!byId("studies").contains(event.target) && event.target !== byId("studies-toggle")) closeDrawer();
+});
 on("layout", "click", (event) => event.target.dataset.layout && choose(event.target.dataset.layout));
 for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close(""));
@@ -515,7 +521,10 @@ function drawer(open) {
 }
 
 function closeDrawer() {
-  if (document.body.classList.contains("drawer")) drawer(false);
+  if (!document.body.classList.contains("drawer")) return;
+  const within = byId("studies").contains(document.activeElement);
+  drawer(false);
+  if (within) byId("studies-toggle").focus();
 }
 
 const lightRoom = matchMedia("(prefers-color-scheme: light)");

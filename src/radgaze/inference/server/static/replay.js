@@ -107,6 +107,8 @@ export class Replay {
     for (let index = 1; index < places.length; index += 1) {
       line(context, places[index - 1], places[index], 0.8 * strength[index]);
     }
+    const eye = this.#eye(now);
+    if (eye && (this.#playing || now < this.#span)) point(context, ...stage.toScreen(...eye));
     begun.forEach(({ t, duration }, index) => {
       const rested = this.#calm.matches ? duration : Math.min(now - t, duration);
       const radius = Math.min(LEAST_RADIUS + RADIUS_OF_A_SECOND * Math.sqrt(Math.max(rested, 0)), MOST_RADIUS);
@@ -115,14 +117,11 @@ export class Replay {
         number(context, index + 1, ...places[index], strength[index]);
       }
     });
-    const eye = this.#eye(now);
-    if (eye && (this.#playing || now < this.#span)) point(context, ...stage.toScreen(...eye));
   }
 
   #choose() {
     const reader = byId("reader").value;
     const { points, kind, readers = [] } = this.#gaze ?? { points: { x: [], y: [] } };
-    const name = (value) => (typeof value === "number" ? (readers[value] ?? String(value)) : String(value));
     const rows = (columns) =>
       columns.x
         .map((x, index) => ({
@@ -130,7 +129,7 @@ export class Replay {
           y: columns.y[index],
           t: columns.t?.[index] ?? null,
           duration: columns.duration?.[index] ?? 0,
-          reader: columns.reader ? name(columns.reader[index]) : null,
+          reader: columns.reader ? readers[columns.reader[index]] : null,
         }))
         .filter((row) => reader === EVERYBODY || row.reader === null || row.reader === reader);
     const all = rows(points);
