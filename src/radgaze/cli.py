@@ -1003,7 +1003,7 @@ def print_export(result: Mapping[str, Any]) -> None:
         if entry := (result["change"] or {}).get(name):
             table.add_row(label, f"{entry['before']:.4f} to {entry['after']:.4f} ({entry['change']:+.4f})")
     tables.print(table)
-    tables.print(f"Compared with PyTorch on {result['compared_on']}.", soft_wrap=True)
+    tables.print(f"Compared with PyTorch on {result['compared_on'].rstrip('.')}.", soft_wrap=True)
     tables.print(f"Written: {result['path']}. Next: radgaze.load({result['path']!r}).predict(image)", soft_wrap=True)
 
 

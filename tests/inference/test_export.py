@@ -17,8 +17,8 @@ from radgaze.files import write_json
 from radgaze.inference import open_model
 from radgaze.inference.card import ModelCard
 from radgaze.inference.engine import SUFFIXES, TorchEngine, require
-from radgaze.inference.exporter import COMPARED, check_change, check_parity, last_layers, synthetic
-from radgaze.models import build
+from radgaze.inference.exporter import COMPARED, check_change, check_parity, last_layers, measure, synthetic
+from radgaze.models import Output, build
 from radgaze.training import Run
 from tests.cohorts import blob_cohort, multilabel_cohort
 from tests.inference.exports import run_of, trained
@@ -171,6 +171,47 @@ def test_without_its_cohort_a_run_is_compared_on_made_up_images(unet: Run, tmp_p
     assert not (tmp_path / "model.xml").exists()
 
 
+def test_a_moved_cohort_leaves_no_path_and_is_found_with_its_new_one(unet: Run, cohort: Cohort, tmp_path: Path) -> None:
+    run = run_of(build(BOTTLENECKS), unet, tmp_path / "run")
+    content = json.loads((run.path / "config.json").read_text())
+    content["cohort"]["path"] = str(tmp_path / "jane-doe" / "cohort")
+    for key in ("fit", "canvas"):  # as in runs from before these were written down
+        kept = content["cohort"].pop(key)
+        assert kept == {"fit": cohort.frame.fit, "canvas": None}[key]
+    write_json(run.path / "config.json", content)
+    path = tmp_path / "model.pt2"
+    with pytest.raises(InputError, match="jane-doe"):
+        radgaze.export(run.path, path, format="torch-export")  # its frame is not known without the cohort
+
+    content["cohort"] |= {"fit": cohort.frame.fit, "canvas": None}
+    write_json(run.path / "config.json", content)
+    told = radgaze.export(run.path, path, format="torch-export")
+    assert "jane-doe" in told["compared_on"]  # said to the person, not written
+    assert b"jane-doe" not in path.read_bytes()
+    card, _ = open_model(path)
+    assert card.calibration is None
+    assert "has moved" in str(card.uncalibrated)
+
+    for key in ("fit", "canvas"):
+        content["cohort"].pop(key)
+    write_json(run.path / "config.json", content)
+    radgaze.export(run.path, path, format="torch-export", cohort=cohort)
+    card, _ = open_model(path)
+    assert card.calibration is not None
+    assert card.frame == cohort.frame
+
+
+def test_outputs_that_are_not_finite_are_refused(unet: Run, cohort: Cohort) -> None:
+    class Overflowing:
+        name = "overflowing"
+
+        def __call__(self, images: torch.Tensor) -> Output:
+            return Output(logits=torch.zeros(len(images), 3), saliency_logits=images[:, 0] * torch.nan)
+
+    with pytest.raises(InputError, match=r"'overflowing' the network's saliency_logits are not finite"):
+        measure(unet, cohort, Overflowing())
+
+
 def test_int8_is_measured_and_refused_beyond_the_tolerance(
     unet: Run,
     files: dict[str, tuple[Path, dict[str, Any]]],
@@ -260,6 +301,15 @@ def test_bad_input(unet: Run, tmp_path: Path, name: str, options: dict[str, Any]
     assert not list(tmp_path.iterdir())
 
 
+def test_a_place_where_no_file_can_be_written(unet: Run, tmp_path: Path) -> None:
+    (tmp_path / "folder.pt2").mkdir()
+    (tmp_path / "file").touch()
+    for out, said in (("folder.pt2", "is a folder"), ("file/model.pt2", "is a file, expected a folder")):
+        with pytest.raises(InputError, match=said):
+            radgaze.export(unet, tmp_path / out, format="torch-export")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.pt2"]
+
+
 def test_a_run_is_exported_anew_when_its_weights_change(unet: Run, tmp_path: Path, image: Path) -> None:
     small = build(BOTTLENECKS)  # the quickest to trace
     run = run_of(small, unet, tmp_path / "run")
@@ -268,6 +318,8 @@ def test_a_run_is_exported_anew_when_its_weights_change(unet: Run, tmp_path: Pat
     written = made.stat().st_mtime_ns
     radgaze.load(run.path, engine="torch-export")
     assert made.stat().st_mtime_ns == written
+    made.write_bytes(made.read_bytes()[:5000])
+    assert radgaze.load(run, "torch-export").predict(image).probabilities == first.probabilities  # mended
 
     shutil.rmtree(run.path)
     small.head.bias.data += torch.tensor([3.0, 0.0, 0.0])  # type: ignore[union-attr, operator]

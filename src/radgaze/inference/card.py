@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from radgaze import __version__
+from radgaze.cohort import Cohort
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError, RadgazeError
 from radgaze.files import read_json, write_json
@@ -53,8 +54,12 @@ class ModelCard:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run: Run) -> ModelCard:
+    def of(cls, run: Run, cohort: Cohort | None = None) -> ModelCard:
         """The card of a trained run; calibrates it on its validation split if that has not been done.
+
+        Args:
+            run: A trained run.
+            cohort: The one it was trained on, where that has moved.
 
         Raises:
             InputError: Not a finished run.
@@ -69,13 +74,13 @@ class ModelCard:
         if network.name == "gaze-cam":
             outputs.append("cams")
         digest = sha256(weights)
-        calibration, reason = calibration_of(run, digest) if run.classes else (None, None)
+        calibration, reason = calibration_of(run, digest, cohort) if run.classes else (None, None)
         best = {key: value for key, value in run.state.best.items() if key.startswith("val_")}
         return cls(
             method=run.config.method,
             classes=tuple(run.classes),
             task=run.content["task"],
-            frame=run.frame,
+            frame=cohort.frame if cohort else run.frame,
             attention=run.content["attention"],
             outputs=tuple(outputs),
             calibration=calibration,
@@ -138,15 +143,18 @@ class ModelCard:
             raise InputError(f"The model card is incomplete ({error!r}); export the run again.") from error
 
 
-def calibration_of(run: Run, digest: str | None = None) -> tuple[Calibration | None, str | None]:
+def calibration_of(
+    run: Run, digest: str | None = None, cohort: Cohort | None = None
+) -> tuple[Calibration | None, str | None]:
     """The run's calibration, fitted on its validation split and kept as ``calibration.json`` in its folder.
 
     Args:
         run: A trained run with classes.
         digest: SHA-256 of its weights, if known.
+        cohort: The one it was trained on, where that has moved.
 
     Returns:
-        The calibration and None, or None and the reason why there is none.
+        The calibration and None, or None and the reason why there is none, which names no path: it goes into the card.
     """
     digest = digest or sha256(run.path / "weights.safetensors")
     file = run.path / "calibration.json"
@@ -155,9 +163,12 @@ def calibration_of(run: Run, digest: str | None = None) -> tuple[Calibration | N
         if kept["weights"] == digest:
             return Calibration.from_json(kept["calibration"]), None
     try:
-        cohort = run.cohort()
-    except RadgazeError as error:
-        return None, f"the validation split it would be fitted on cannot be read: {error}"
+        cohort = cohort or run.cohort()
+    except RadgazeError:
+        return None, (
+            "the validation split it would be fitted on cannot be read: the cohort has moved, is damaged, or is no "
+            "longer the one that was trained on"
+        )
     studies = cohort.indices("val")
     batches = predict_studies(run.network().to(run.device), cohort, studies.tolist())
     found = [

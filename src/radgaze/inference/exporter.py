@@ -28,6 +28,7 @@ from torch import Tensor
 from radgaze.cohort import Cohort
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError, RadgazeError, nearest
+from radgaze.files import make_folder
 from radgaze.inference import pt2
 from radgaze.inference.calibration import calibrate
 from radgaze.inference.card import ModelCard
@@ -89,9 +90,10 @@ def export(
     """
     run, out = run if isinstance(run, Run) else Run.open(run), Path(out)
     check(out, format, precision, tolerance)
-    card = ModelCard.of(run)
-    network = run.network()
     images, compared_on, opened = sample(run, cohort, needed=precision != "fp32")
+    own = opened is not None and opened.meta["checksums"] == run.content["cohort"]["checksums"]
+    card = ModelCard.of(run, opened if own else None)
+    network = run.network()
     reference = TorchEngine(run.network())
     card = replace(card, facts={**card.facts, "exported": {"format": format, "precision": precision}})
     change: dict[str, Any] | None = None
@@ -126,8 +128,13 @@ def export(
     }
 
 
-def exported_for(run: Run, engine: str) -> Path:
+def exported_for(run: Run, engine: str, anew: bool = False) -> Path:
     """The run's network for another engine, in its folder ``exported``; made where it is missing or out of date.
+
+    Args:
+        run: A trained run.
+        engine: ``"onnx"``, ``"openvino"`` or ``"torch-export"``.
+        anew: Make it even where it is there.
 
     Raises:
         InputError: An unknown engine, a folder that cannot be written, and whatever :func:`export` refuses.
@@ -139,7 +146,7 @@ def exported_for(run: Run, engine: str) -> Path:
         raise InputError(f"The run in {str(run.path)!r} has no weights yet; train it first (train … --resume).")
     folder = run.path / "exported"
     path = folder / f"{sha256(weights)[:16]}{SUFFIXES[engine]}"
-    if not path.is_file():
+    if anew or not path.is_file():
         try:
             export(run, path, format=engine, progress=False)
         except OSError as error:
@@ -163,6 +170,8 @@ def check(out: Path, format: str, precision: str, tolerance: float) -> None:
         raise InputError(f"Format {format!r} is written in fp32 only, not {precision}; use --format openvino for that.")
     if out.suffix != SUFFIXES[format]:
         raise InputError(f"{out.name!r} does not end in {SUFFIXES[format]}, as format {format!r} does; name it so.")
+    if out.is_dir():
+        raise InputError(f"{str(out)!r} is a folder, expected the name of a file to write; choose another name.")
     if not 0 <= tolerance <= 1:
         raise InputError(f"tolerance is {tolerance}, a difference of AUCs between 0 and 1; try 0.002.")
 
@@ -210,7 +219,8 @@ def synthetic(size: tuple[int, int]) -> Tensor:
 def staging(out: Path) -> Iterator[Path]:
     """A file of ``out``'s name in a folder beside it, which is gone afterwards whatever happens."""
     folder = out.parent / f".{out.name}.{os.getpid()}.partial"
-    folder.mkdir(parents=True)
+    make_folder(out.parent)
+    folder.mkdir()
     try:
         yield folder / out.name
     finally:
@@ -352,7 +362,11 @@ class Measured:
 
 
 def measure(run: Run, cohort: Cohort, engine: Engine) -> Measured:
-    """Macro AUC and CC of the predicted attention, those that the network has."""
+    """Macro AUC and CC of the predicted attention, those that the network has.
+
+    Raises:
+        InputError: An output is not finite.
+    """
     rows = cohort.indices("val")
     attention: AttentionTarget | None = None
     if run.content["attention"] != "none":
@@ -362,6 +376,12 @@ def measure(run: Run, cohort: Cohort, engine: Engine) -> Measured:
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH].tolist()
         output = engine(load_images(cohort, some))
+        for name, part in output._asdict().items():
+            if part is not None and not part.isfinite().all():
+                raise InputError(
+                    f"In engine {engine.name!r} the network's {name} are not finite on the validation split; nothing "
+                    "was written: use --precision fp32, or train the run again."
+                )
         if output.logits is not None:
             logits.append(output.logits)
         seen = output.saliency()

@@ -263,7 +263,13 @@ def load(model: Run | Path | str, engine: str | None = None, *, threads: int | N
         return Predictor(card, TorchEngine(run.network(), run.device))
     from radgaze.inference.exporter import exported_for  # heavy: only other engines pay for it
 
-    return Predictor(card, open_model(exported_for(run, str(engine)), threads)[1])
+    checked_threads(threads)
+    path = exported_for(run, str(engine))
+    try:
+        opened = open_model(path, threads)[1]
+    except InputError:  # damaged, or of a PyTorch that this one cannot read
+        opened = open_model(exported_for(run, str(engine), anew=True), threads)[1]
+    return Predictor(card, opened)
 
 
 def _as_pixels(image: NDArray[Any]) -> NDArray[Any]:
