@@ -212,8 +212,6 @@ def serve(
         from radgaze.inference.server.settings import read_token
     except ModuleNotFoundError as error:
         raise InputError(f'`radgaze serve` needs {error.name}; install it with pip install "radgaze[serve]".') from None
-    import torch
-
     from radgaze.cohort import Cohort
     from radgaze.inference import Predictor, load
     from radgaze.training import Run
@@ -229,10 +227,6 @@ def serve(
         timeout=timeout,
         batch_size=batch_size,
     )
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"--threads is {threads}; expected at least 1.")
-        torch.set_num_threads(threads)
     predictors: dict[str, Predictor] = {}
     renderings: dict[str, AttentionTarget] = {}
     for path in models:

@@ -14,12 +14,12 @@ import torch
 
 from radgaze import __version__
 from radgaze.cohort import Cohort
-from radgaze.cohort.store import sha256
 from radgaze.errors import InputError, RadgazeError
 from radgaze.files import read_json, write_json
 from radgaze.gaze import Frame
 from radgaze.inference.calibration import Calibration, calibrate
 from radgaze.inference.predict import predict_studies
+from radgaze.models.build import NETWORKS
 from radgaze.training.runs import Run
 
 __all__ = ["ModelCard", "calibration_of"]
@@ -64,16 +64,12 @@ class ModelCard:
         Raises:
             InputError: Not a finished run.
         """
-        weights = run.path / "weights.safetensors"
-        if not weights.is_file():
-            raise InputError(f"The run in {str(run.path)!r} has no weights yet; train it first (train … --resume).")
-        network = run.network()
+        digest, network = run.digest, NETWORKS[run.content["network"]["name"]]
         outputs = ["logits"] if run.classes else []
         if network.predicts_attention:
             outputs.append("saliency_logits")
         if network.name == "gaze-cam":
             outputs.append("cams")
-        digest = sha256(weights)
         calibration, reason = calibration_of(run, digest, cohort) if run.classes else (None, None)
         best = {key: value for key, value in run.state.best.items() if key.startswith("val_")}
         return cls(
@@ -156,7 +152,7 @@ def calibration_of(
     Returns:
         The calibration and None, or None and the reason why there is none, which names no path: it goes into the card.
     """
-    digest = digest or sha256(run.path / "weights.safetensors")
+    digest = digest or run.digest
     file = run.path / "calibration.json"
     if file.is_file():
         kept = read_json(file, "a calibration")

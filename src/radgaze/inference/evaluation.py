@@ -26,7 +26,6 @@ from torch import Tensor
 
 from radgaze import __version__
 from radgaze.cohort import Cohort, Study
-from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
 from radgaze.files import atomic_path, read_json, write_json
 from radgaze.gaze import Gaze, detect_fixations, fixation_map
@@ -119,7 +118,7 @@ def evaluate(
             **scheme(run),
             "seed": run.config.seed,
             "parameters": run.content["parameters"],
-            "weights": sha256(run.path / "weights.safetensors"),
+            "weights": run.digest,
             "train_studies": len(run.training_studies(cohort)) if home else run.content.get("train_studies"),
             "best_epoch": run.state.best_epoch,
             "epochs": run.state.epoch,

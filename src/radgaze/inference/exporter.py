@@ -26,18 +26,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radgaze.cohort import Cohort
-from radgaze.cohort.store import sha256
 from radgaze.errors import InputError, RadgazeError, nearest
 from radgaze.files import make_folder
 from radgaze.inference import pt2
 from radgaze.inference.calibration import calibrate
 from radgaze.inference.card import ModelCard
 from radgaze.inference.engine import IMAGE, KEY, SUFFIXES, Engine, TorchEngine, open_model, require
+from radgaze.inference.evaluation import attention_target
 from radgaze.inference.predict import probabilities
 from radgaze.measures import classification, saliency
 from radgaze.models import Network
 from radgaze.redundancy import probe_studies
-from radgaze.training.attention import AttentionTarget
 from radgaze.training.data import load_images
 from radgaze.training.runs import Run
 
@@ -141,11 +140,8 @@ def exported_for(run: Run, engine: str, anew: bool = False) -> Path:
     """
     if engine not in SUFFIXES:
         raise InputError(f"There is no engine {engine!r}: {nearest(engine, ['torch', *SUFFIXES])}")
-    weights = run.path / "weights.safetensors"
-    if not weights.is_file():
-        raise InputError(f"The run in {str(run.path)!r} has no weights yet; train it first (train … --resume).")
     folder = run.path / "exported"
-    path = folder / f"{sha256(weights)[:16]}{SUFFIXES[engine]}"
+    path = folder / f"{run.digest[:16]}{SUFFIXES[engine]}"
     if anew or not path.is_file():
         try:
             export(run, path, format=engine, progress=False)
@@ -368,10 +364,7 @@ def measure(run: Run, cohort: Cohort, engine: Engine) -> Measured:
         InputError: An output is not finite.
     """
     rows = cohort.indices("val")
-    attention: AttentionTarget | None = None
-    if run.content["attention"] != "none":
-        attention = AttentionTarget(run.config.attention, run.config.preset, run.config.sigma)
-        attention = attention if attention.is_in(cohort) else None
+    attention = attention_target(run, cohort, needed=False)
     logits, agreement = [], []
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH].tolist()

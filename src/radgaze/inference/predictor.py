@@ -87,8 +87,9 @@ class Prediction:
         """One of the maps over exactly the source image, bilinear between cells: ``size`` (H, W), or as the image."""
         grid, source = self.grid_of(values), self.picture.pixels.shape
         size = size or (source[0], source[1])
-        down = _between(Grid.area((source[0], source[1]), size), source[0], size[0], grid.y0, grid.dy, grid.height, 0)
-        across = _between(Grid.area((source[0], source[1]), size), source[1], size[1], grid.x0, grid.dx, grid.width, 1)
+        shown = Grid.area((source[0], source[1]), size)
+        down = _between((shown.y0 + shown.dy * np.arange(size[0]) - grid.y0) / grid.dy, grid.height)
+        across = _between((shown.x0 + shown.dx * np.arange(size[1]) - grid.x0) / grid.dx, grid.width)
         return np.asarray(down @ np.asarray(values, np.float32) @ across.T, np.float32)
 
     def peak(self, values: NDArray[Any]) -> tuple[float, float] | None:
@@ -283,15 +284,12 @@ def _as_pixels(image: NDArray[Any]) -> NDArray[Any]:
     return image - image.min() if image.min() < 0 else image
 
 
-def _between(
-    wanted: Grid, source: int, count: int, start: float, step: float, cells: int, axis: int
-) -> NDArray[np.float32]:
-    """``(count, cells)`` weights of linear interpolation along one axis; beyond the outer cells their value holds."""
-    first, apart = (wanted.y0, wanted.dy) if axis == 0 else (wanted.x0, wanted.dx)
-    places = np.clip((first + apart * np.arange(count) - start) / step, 0, cells - 1)
+def _between(places: NDArray[np.floating[Any]], cells: int) -> NDArray[np.float32]:
+    """``(len(places), cells)`` weights of linear interpolation at fractional cells; beyond the outer ones they hold."""
+    places = np.clip(places, 0, cells - 1)
     below = np.minimum(places.astype(np.int64), max(cells - 2, 0))
-    weights = np.zeros((count, cells), np.float32)
-    rows = np.arange(count)
+    weights = np.zeros((len(places), cells), np.float32)
+    rows = np.arange(len(places))
     weights[rows, below] = 1 - (places - below)
     if cells > 1:
         weights[rows, below + 1] = places - below

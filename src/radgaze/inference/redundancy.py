@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from radgaze import __version__
 from radgaze.cohort import Cohort
-from radgaze.cohort.store import sha256
 from radgaze.files import write_json
 from radgaze.redundancy import TAUS, LayerRedundancy, RedundancyReport, measure, output_images, probe_studies
 from radgaze.report import LayerPictures, thirds, write_redundancy
@@ -94,7 +93,7 @@ def measure_redundancy(
             "network": run.content["network"],
             "seed": run.config.seed,
             "parameters": run.content["parameters"],
-            "weights": sha256(run.path / "weights.safetensors"),
+            "weights": run.digest,
         },
         "cohort": {"name": cohort.name, "source": cohort.meta["source"], "size": list(cohort.size)},
         "settings": {

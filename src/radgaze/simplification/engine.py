@@ -26,7 +26,6 @@ from torch import Tensor
 
 from radgaze import __version__
 from radgaze.cohort import Cohort
-from radgaze.cohort.store import sha256
 from radgaze.errors import InputError, nearest
 from radgaze.files import folder_lock, read_json, write_json
 from radgaze.models import Network, macs, parameters, save_weights
@@ -106,7 +105,7 @@ def simplify(
     cohort, out = run.cohort(), Path(out)
     arguments = {
         "run": str(run.path.resolve()),
-        "weights": sha256(run.path / "weights.safetensors"),
+        "weights": run.digest,
         "max_auc_drop": max_auc_drop,
         "target_params": target_params,
         "guide": guide,

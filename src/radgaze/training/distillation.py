@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from radgaze.cohort import Cohort
-from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
 from radgaze.files import atomic_path
 from radgaze.training.config import RunConfig
@@ -67,7 +66,7 @@ class Teacher:
         self.recurs = self.augmentation.views is not None
         self.file = Path(config.distill.scores) if config.distill.scores is not None and self.recurs else None
         about = {
-            "teacher": sha256(run.path / "weights.safetensors"),
+            "teacher": run.digest,
             "cohort": cohort.meta["checksums"],
             "train_studies": [config.train_studies, config.subset_seed],
             "augmentation": config.augmentation.model_dump(mode="json"),

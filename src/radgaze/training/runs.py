@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from radgaze.cohort import Cohort
+from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
 from radgaze.files import read_json, write_json, write_text
 from radgaze.gaze import Frame
@@ -191,6 +192,18 @@ class Run:
             InputError: Training has not begun, or its state is damaged.
         """
         return self.state.finished is not None and (self.path / "weights.safetensors").is_file()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its weights.
+
+        Raises:
+            InputError: It has none yet.
+        """
+        weights = self.path / "weights.safetensors"
+        if not weights.is_file():
+            raise InputError(f"The run in {str(self.path)!r} has no weights yet; train it first (train … --resume).")
+        return sha256(weights)
 
     @property
     def device(self) -> torch.device:
