@@ -174,7 +174,7 @@ def test_what_is_under_way_is_finished_and_the_code_is_0(serving: Serving) -> No
     [
         (["--host", "0.0.0.0"], "--token-file"),
         (["--token-file", "none"], "cannot be read"),
-        (["--threads", "0"], "--threads"),
+        (["--threads", "0"], "threads is 0"),
         (["--queue", "0"], "queue"),
     ],
 )
