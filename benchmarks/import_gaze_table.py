@@ -1,17 +1,14 @@
 """The gaze of EGD-CXR: 1.5 million rows of 37 columns (about 400 MB) read and cut into studies.
 
-    python benchmarks/import_gaze_table.py [--rows N] [--repeats N]
+    python benchmarks/import_gaze_table.py [--rounds N]
 
 Reference: pandas.read_csv of the whole file, then groupby("DICOM_ID"), as the papers' code does it. Every run is a
-fresh process. Time excludes imports; CPU seconds stand beside it, they say more on a machine that does other work.
-Memory is the peak resident size of the process and, in brackets, what the work added to what the imports took. The last
-row is the whole import of the same file with 1,083 tiny images, so that pixels cost next to nothing. The values of the
-file are invented.
+fresh process. Time excludes imports. Memory is what the work added at its peak to what the imports took. The last rows are the whole
+import of the same file with 1,083 tiny images, so that pixels cost next to nothing. The values of the file are invented.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -23,7 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from _bench import Floor, Row, peak_mb, ratio, row, run
+
 IMAGES = 1083
+ROWS = 1_500_000
+PANDAS = "pandas.read_csv and groupby"
 HEADER = (
     "SESSION_ID,MEDIA_ID,DICOM_ID,CNT,Time (in secs),TIMETICK(f=10000000),FPOGX,FPOGY,FPOGS,FPOGD,FPOGID,FPOGV,BPOGX,"
     "BPOGY,BPOGV,LPCX,LPCY,LPD,LPS,LPV,RPCX,RPCY,RPD,RPS,RPV,BKID,BKDUR,BKPMIN,LPMM,LPMMV,RPMM,RPMMV,SACCADE_MAG,"
@@ -113,59 +114,61 @@ def radgaze_import(file: Path) -> Callable[[], tuple[int, float]]:
 JOBS = {job.__name__: job for job in (pandas_groupby, radgaze_table, radgaze_import)}
 
 
-def peak_mb() -> float:
-    """Peak resident size. Not getrusage: its figure starts from that of the process that started this one."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
-
-
 def run_job(name: str, file: Path) -> None:
     work = JOBS[name](file)
-    before, cpu, start = peak_mb(), time.process_time(), time.perf_counter()
+    before, start = peak_mb(), time.perf_counter()
     studies, total = work()
-    figures = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu, "peak": peak_mb()}
-    print(json.dumps(figures | {"added": figures["peak"] - before, "studies": studies, "total": total}))
+    figures = {"seconds": time.perf_counter() - start, "added": peak_mb() - before}
+    print(json.dumps(figures | {"studies": studies, "total": total}))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_500_000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--job", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.job:
-        run_job(arguments.job[0], Path(arguments.job[1]))
-        return
-
+def measure(rounds: int) -> list[Row]:
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in JOBS}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "eye_gaze.csv"
-        write_gaze(file, arguments.rows)
+        write_gaze(file, ROWS)
         write_tree(file.parent)
-        print(f"eye_gaze.csv: {arguments.rows:,} rows, {file.stat().st_size / 1e6:.0f} MB")
-        results: dict[str, list[dict[str, float]]] = {name: [] for name in JOBS}
-        for _ in range(arguments.repeats):  # in turns: another load of the machine meets all of them
-            for name, runs in results.items():
+        size = file.stat().st_size
+        reading = []
+        for _ in range(rounds):  # in turns: another load of the machine meets all of them
+            start = time.perf_counter()
+            file.read_bytes()
+            reading.append(time.perf_counter() - start)
+            for name in JOBS:
                 command = [sys.executable, __file__, "--job", name, str(file)]
-                runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-        answers = {(run["studies"], run["total"]) for runs in results.values() for run in runs}
-        assert len(answers) == 1, f"the ways disagree: {answers}"
+                answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                runs[name].append(json.loads(answer))
+    answers = {(one["studies"], one["total"]) for several in runs.values() for one in several}
+    assert len(answers) == 1, f"the ways disagree: {answers}"
 
-    median = {
-        name: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "cpu", "peak", "added")}
-        for name, runs in results.items()
+    table = f"eye_gaze.csv, {ROWS / 1e6:g} M rows, {size / 1e6:.0f} MB"
+    floor = Floor(min(reading), "reading its bytes")
+    figures = {
+        key: {name: [one[key] for one in several] for name, several in runs.items()} for key in ("seconds", "added")
     }
-    reference = median["pandas_groupby"]
-    print("| way | seconds (CPU) | peak memory, MB (added) | times faster (CPU) | share of the memory (added) |")
-    print("|---|---|---|---|---|")
-    for name, figures in median.items():
-        faster, faster_cpu = (reference[key] / figures[key] for key in ("seconds", "cpu"))
-        share, share_added = (reference[key] / figures[key] for key in ("peak", "added"))
-        print(
-            f"| {name} | {figures['seconds']:.2f} ({figures['cpu']:.2f}) "
-            f"| {figures['peak']:.0f} ({figures['added']:.0f}) "
-            f"| {faster:.1f} ({faster_cpu:.1f}) | 1/{share:.1f} (1/{share_added:.1f}) |"
+    rows = []
+    for work, job, faster, smaller in (
+        (table, "radgaze_table", 8, 4),
+        (f"{table}: the whole import", "radgaze_import", None, None),
+    ):
+        seconds, memory = (figures[key]["pandas_groupby"] for key in ("seconds", "added"))
+        rows.append(row(work, PANDAS, seconds, figures["seconds"][job], target=faster, floor=floor, check="0"))
+        rows.append(
+            Row(
+                f"{work}, memory",
+                PANDAS,
+                statistics.median(memory),
+                statistics.median(figures["added"][job]),
+                *ratio(memory, figures["added"][job]),
+                unit="MB",
+                target=smaller,
+            )
         )
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--job"]:
+        run_job(sys.argv[2], Path(sys.argv[3]))
+    else:
+        run(measure, 3, __doc__)

@@ -1,6 +1,6 @@
 """Measures against the formulas, loops and library calls one would write instead.
 
-    python benchmarks/measures.py [--rounds N] [--maps N]
+    python benchmarks/measures.py [--rounds N]
 
 - KLD + CC + SIM of 640x512 maps: each formula written out over the whole batch, every measure scaling the maps it
   needs.
@@ -11,15 +11,12 @@
 - Bootstrap of the macro AUC, 2,000 resamples of 1,000 studies in 3 classes: `roc_auc_score` per resample, timed for 20
   resamples and multiplied by 100. Drawing the patients is part of the time on both sides.
 
-All ways of one kind of work take turns in every round; a time is the median over rounds, a ratio the median of the
-rounds' own ratios, with the extremes. The last column is the largest difference from the reference's value.
+All ways of one kind of work take turns in every round. The difference is the largest from the reference's value.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -27,15 +24,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from _timing import alternate, machine, ratio
+from _bench import Floor, Row, Way, alternate, bandwidth, bytes_floor, row, run
 from radgaze.measures import classification, saliency
-from radgaze.measures.statistics import bootstrap
+from radgaze.measures.statistics import Interval, bootstrap
 
 SIZE = (640, 512)
 TIMED_RESAMPLES, RESAMPLES, STUDIES, CLASSES = 20, 2000, 1000, 3
 SPLITS = 100
-
-Way = Callable[[], object]
+MAPS = 200
 
 
 def formulas(p: Tensor, q: Tensor) -> Tensor:
@@ -101,92 +97,112 @@ def count_map(pixels: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.bincount(pixels, minlength=SIZE[0] * SIZE[1])).reshape(1, *SIZE)
 
 
-def rows(work: str, ways: dict[str, Way], rounds: int, factors: dict[str, int] | None = None, error: str = "") -> None:
-    """One row for each way; the last is radgaze's, the ones before are references."""
+def compare(
+    work: str,
+    ways: dict[str, Way],
+    rounds: int,
+    *,
+    targets: dict[str, float],
+    floor: Floor | None = None,
+    check: str = "",
+    factor: int = 1,
+) -> Iterator[Row]:
+    """A row for each reference; the last of the ways is radgaze's. References did one ``factor``-th of the work."""
     seconds = alternate(ways, rounds)
-    for name, factor in (factors or {}).items():
-        seconds[name] = [value * factor for value in seconds[name]]
     *references, ours = ways
     for name in references:
-        faster = "{:,.1f} ({:,.1f} to {:,.1f})".format(*ratio(seconds[name], seconds[ours]))
-        times = f"{1000 * statistics.median(seconds[name]):,.1f} | {1000 * statistics.median(seconds[ours]):,.2f}"
-        print(f"| {work} | {name} | {times} | {faster} | {error} |", flush=True)
+        whole = [value * factor for value in seconds[name]]
+        yield row(work, name, whole, seconds[ours], target=targets.get(name), floor=floor, check=check)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--maps", type=int, default=200)
-    arguments = parser.parse_args()
-    rounds = arguments.rounds
-    rng = np.random.default_rng(0)
-    generator = torch.Generator().manual_seed(0)
+def densities(rounds: int, generator: torch.Generator) -> Iterator[Row]:
+    p, q = torch.rand(2, MAPS, *SIZE, generator=generator)
+    together = torch.stack(list(saliency.all_measures(p, q).values()))
+    yield from compare(
+        f"KLD + CC + SIM, {MAPS} maps 640x512",
+        {"formulas": lambda: formulas(p, q), "radgaze": lambda: saliency.all_measures(p, q)},
+        rounds,
+        targets={"formulas": 6},
+        floor=bytes_floor(p, q),
+        check=f"{(together - formulas(p, q)).abs().max():.0e}",
+    )
 
-    print(f"{rounds} rounds; {machine()}\n")
-    print("| work | reference | reference ms | radgaze ms | times faster (least to most) | difference |")
-    print("|---|---|---|---|---|---|")
 
-    def pairs_of_maps() -> None:
-        p, q = torch.rand(2, arguments.maps, *SIZE, generator=generator)
-        together = torch.stack(list(saliency.all_measures(p, q).values()))
-        rows(
-            f"KLD + CC + SIM, {arguments.maps} maps 640x512",
-            {"formulas": lambda: formulas(p, q), "radgaze": lambda: saliency.all_measures(p, q)},
-            rounds,
-            error=f"{(together - formulas(p, q)).abs().max():.0e}",
-        )
-
-    pairs_of_maps()
-    prediction = torch.rand(1, *SIZE, generator=generator)
+def auc_judd(rounds: int, prediction: Tensor, rng: np.random.Generator) -> Iterator[Row]:
     flat = prediction.flatten().numpy()
     for number in (100, 1500):
         fixations = count_map(looking(number, rng))
         fixated = fixations.flatten().numpy() > 0
         difference = abs(saliency.auc_judd(prediction.double(), fixations).item() - judd_loop(flat, fixated))
-        rows(
+        yield from compare(
             f"AUC-Judd, one map 640x512, {number:,} fixations",
             {
-                "loop over thresholds": lambda flat=flat, fixated=fixated: judd_loop(flat, fixated),
-                "scikit-learn": lambda flat=flat, fixated=fixated: roc_auc_score(fixated, flat),
+                "loop over thresholds": lambda fixated=fixated: judd_loop(flat, fixated),
+                "scikit-learn": lambda fixated=fixated: roc_auc_score(fixated, flat),
                 "radgaze": lambda fixations=fixations: saliency.auc_judd(prediction, fixations),
             },
             rounds,
-            error=f"{difference:.0e} from the loop",
+            targets={"scikit-learn": 40},
+            floor=bytes_floor(prediction, fixations),
+            check=f"{difference:.0e} from the loop",
         )
 
+
+def shuffled_auc(rounds: int, prediction: Tensor, rng: np.random.Generator) -> Iterator[Row]:
+    flat = prediction.flatten().numpy()
     own, others = looking(100, rng), looking(1000, rng)
     own_map, others_map = count_map(own), count_map(others)
     exact = saliency.shuffled_auc(prediction, own_map, others_map, splits=None).item()
+    reference = f"scikit-learn, {SPLITS} splits"
     for name, splits in ((f"{SPLITS} splits", SPLITS), ("exact", None)):
-        rows(
+        yield from compare(
             f"shuffled AUC, {name}",
             {
-                f"scikit-learn, {SPLITS} splits": lambda: shuffled_loop(flat, own, others),
+                reference: lambda: shuffled_loop(flat, own, others),
                 "radgaze": lambda splits=splits: saliency.shuffled_auc(prediction, own_map, others_map, splits),
             },
             rounds,
-            error=f"{abs(shuffled_loop(flat, own, others) - exact):.0e} (random splits)",
+            targets={reference: 60},
+            floor=bytes_floor(own_map, others_map),
+            check=f"{abs(shuffled_loop(flat, own, others) - exact):.0e} (random splits)",
         )
 
+
+def bootstrapped(rounds: int, generator: torch.Generator) -> Iterator[Row]:
     probabilities = torch.randn(STUDIES, CLASSES, generator=generator, dtype=torch.float64).softmax(1)
     targets = torch.randint(0, CLASSES, (STUDIES,), generator=generator)
     patients = range(STUDIES)
-    value = bootstrap(lambda w: classification.auc_macro(probabilities, targets, w), patients, resamples=1).value.item()
-    rows(
+
+    def ours(resamples: int) -> Interval:
+        return bootstrap(
+            lambda weights: classification.auc_macro(probabilities, targets, weights), patients, resamples=resamples
+        )
+
+    by_scikit_learn = roc_auc_score(targets, probabilities, multi_class="ovr")
+    reference = f"scikit-learn, extrapolated from {TIMED_RESAMPLES}"
+    weights = RESAMPLES * STUDIES * 8  # bytes of the studies' weights, drawn and read once
+    yield from compare(
         f"bootstrap of macro AUC, {RESAMPLES:,} resamples of {STUDIES:,} studies",
-        {
-            f"scikit-learn, extrapolated from {TIMED_RESAMPLES}": lambda: bootstrap_loop(
-                probabilities.numpy(), targets.numpy()
-            ),
-            "radgaze": lambda: bootstrap(
-                lambda weights: classification.auc_macro(probabilities, targets, weights), patients, resamples=RESAMPLES
-            ),
-        },
+        {reference: lambda: bootstrap_loop(probabilities.numpy(), targets.numpy()), "radgaze": lambda: ours(RESAMPLES)},
         rounds,
-        factors={f"scikit-learn, extrapolated from {TIMED_RESAMPLES}": RESAMPLES // TIMED_RESAMPLES},
-        error=f"{abs(value - roc_auc_score(targets, probabilities, multi_class='ovr')):.0e}",
+        targets={reference: 100},
+        floor=Floor(2 * weights / bandwidth(), "memory"),
+        check=f"{abs(ours(1).value.item() - by_scikit_learn):.0e}",
+        factor=RESAMPLES // TIMED_RESAMPLES,
     )
 
 
+def measure(rounds: int) -> list[Row]:
+    rng = np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
+    prediction = torch.rand(1, *SIZE, generator=generator)
+    return [
+        *densities(rounds, generator),
+        *auc_judd(rounds, prediction, rng),
+        *shuffled_auc(rounds, prediction, rng),
+        *bootstrapped(rounds, generator),
+    ]
+
+
 if __name__ == "__main__":
-    main()
+    run(measure, 7, __doc__)

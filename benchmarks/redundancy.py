@@ -18,7 +18,7 @@ import torchvision
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-from _timing import alternate, machine, ratio
+from _bench import alternate, machine, ratio
 from radgaze.redundancy import mssim, perceived
 from radgaze.redundancy.capture import read_chains, watch
 from radgaze.redundancy.cover import count_distinct

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from _timing import alternate, machine, ratio
+from _bench import alternate, machine, ratio
 from radgaze.cohort.phantom import make_phantom
 from radgaze.cohort.pixels import Upload
 from radgaze.cohort.sources.egd_cxr import import_egd_cxr

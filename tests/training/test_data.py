@@ -10,7 +10,7 @@ from radgaze.gaze import render
 from radgaze.training import AttentionTarget, Augmentation
 from radgaze.training.attention import covered
 from radgaze.training.augment import draw_motion, shade
-from radgaze.training.data import Batches, CohortDataset, load_images, loader
+from radgaze.training.data import Batch, Batches, CohortDataset, load_images, loader
 
 WILD = Augmentation(rotate=90, translate=0.2, zoom=0.3, flip=True, gamma=0.3, gain=0.2)
 
@@ -166,11 +166,22 @@ def test_processes_take_the_same_number_of_steps() -> None:
     assert len(lengths) == 1
 
 
-def test_worker_processes_give_the_same_batches(cohort: Cohort) -> None:
-    dataset = CohortDataset(cohort, cohort.indices("train"), AttentionTarget("gaze"), augmentation=WILD)
-    make = lambda workers: list(  # noqa: E731
-        loader(dataset, Batches(len(dataset), 5, shuffle=True), workers=workers, pin=False)
-    )
-    for ours, theirs in zip(make(0), make(1), strict=True):
+def test_worker_processes_give_the_same_batches_epoch_after_epoch(cohort: Cohort) -> None:
+    fresh = Cohort.open(cohort.path)  # gaze is first read in the workers; Polars' threads of this process are no help
+
+    def two_epochs(workers: int) -> list[Batch]:
+        dataset = CohortDataset(fresh, fresh.indices("train"), AttentionTarget("gaze"), augmentation=WILD)
+        batches = Batches(len(dataset), 5, shuffle=True)
+        loading = loader(dataset, batches, workers=workers, pin=False)
+        seen = list(loading)
+        batches.epoch = 1
+        return [*seen, *loading]
+
+    made_elsewhere, made_here = two_epochs(2), two_epochs(0)
+    assert not torch.equal(made_here[0].positions, made_here[len(made_here) // 2].positions)
+    for theirs, ours in zip(made_elsewhere, made_here, strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.positions, theirs.positions)
+        assert ours.attention is not None
+        assert theirs.attention is not None
+        assert torch.equal(ours.attention, theirs.attention)

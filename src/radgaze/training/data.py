@@ -177,12 +177,22 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
 
 def loader(dataset: CohortDataset, batches: Batches, *, workers: int, pin: bool) -> DataLoader[Batch]:
+    """Batches made in this process, or ahead of time in ``workers`` others, which stay for all epochs.
+
+    Those are new processes that open the cohort themselves, never forks: a fork has the locks of Polars' threads but not
+    the threads, and waits for them forever.
+    """
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=lambda batch: batch,  # __getitems__ has made the batch already
+        collate_fn=as_made,
         pin_memory=pin,
-        persistent_workers=False,  # the sampler's epoch is read anew each time
-        multiprocessing_context="fork" if workers else None,
+        persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if workers else None,
     )
+
+
+def as_made(batch: Batch) -> Batch:
+    """``CohortDataset.__getitems__`` has made the batch already."""
+    return batch
