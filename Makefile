@@ -22,7 +22,7 @@ lint: $(STAMP)  ## Check style and types
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## Time the hot paths against the papers' way of doing the same work
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	$(BIN)/python benchmarks/suite.py $(BENCH)
 
 setup: $(STAMP)  ## Create the environment alone
 

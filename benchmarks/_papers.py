@@ -1,8 +1,8 @@
 """The papers' way of preparing a study of EGD-CXR, written as plainly as their released code does it.
 
-For each study: the DICOM's pixels over their maximum, centred on 3200x2560; the gaze counted per pixel, blurred with 501
-taps, centred likewise, min-max scaled; the two lungs' masks united, and the mediastinum's; then every fifth pixel of
-all of them, saved with `torch.save`. The strided views keep their whole base, so a file holds all pixels.
+For each study: the DICOM's pixels over their maximum, centred on 3200x2560; the gaze counted per pixel, blurred with
+501 taps, centred likewise, min-max scaled; the two lungs' masks united, and the mediastinum's; then every fifth pixel
+of all of them, saved with `torch.save`. The strided views keep their whole base, so a file holds all pixels.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     python benchmarks/import_gaze_table.py [--rounds N]
 
 Reference: pandas.read_csv of the whole file, then groupby("DICOM_ID"), as the papers' code does it. Every run is a
-fresh process. Time excludes imports. Memory is what the work added at its peak to what the imports took. The last rows are the whole
-import of the same file with 1,083 tiny images, so that pixels cost next to nothing. The values of the file are invented.
+fresh process. Time excludes imports. Memory is what the work added at its peak to what the imports took. The last rows
+are the whole import of the same file with 1,083 tiny images, so that pixels cost next to nothing. The values of the
+file are invented.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ the mediastinum. Preparing is `radgaze.import_egd_cxr` of all of them, tables an
 papers' canvas, divided by their number; the papers' way (`_papers.py`) is timed without its tables. The floor is the
 decoding of the same files, which no way can leave out, by the fastest decoder here (OpenCV, pydicom), on as many cores.
 
-Loading is an epoch in batches of 6 with two loader processes: images, and attention maps as the training needs them. The
-papers' way reads saved maps; radgaze's renders them from gaze points, which is what lets it augment them, and so there is
-a row without them too. The floor copies the images' bytes once.
+Loading is an epoch in batches of 6 with two loader processes: images, and attention maps as the training needs them.
+The papers' way reads saved maps; radgaze's renders them from gaze points, which is what lets it augment them, and so
+there is a row without them too. The floor copies the images' bytes once.
 """
 
 from __future__ import annotations

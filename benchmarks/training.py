@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +146,13 @@ def measure(rounds: int) -> list[Row]:
             }
             if DEVICE.type == "cuda":
                 ways["compiled"] = radgaze_step(copy.deepcopy(network), method, compiled=True)
-            seconds = alternate({way: lambda step=step: step(batch) for way, step in ways.items()}, rounds)
+            seconds = alternate({way: partial(step, batch) for way, step in ways.items()}, rounds)
             reference = seconds.pop("fp32 eager NCHW")
             for way, ours in seconds.items():
                 work = f"training step, {name}, {size[0]}x{size[1]}, batch {count}"
                 if DEVICE.type == "cuda":
                     work += ", GPU, compiled" if way == "compiled" else ", GPU"
-                rows.append(
-                    row(work, "fp32 eager NCHW", reference, ours, target=target, floor=needed, check=check)
-                )
+                rows.append(row(work, "fp32 eager NCHW", reference, ours, target=target, floor=needed, check=check))
     return rows
 
 

@@ -103,10 +103,15 @@ class Checkpoint:
         name = read_json(self.pointer, "a run that can be resumed")[which]
         tensors = load_file(self.folder / f"{name}.safetensors")
         module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, index, slot = key.split(".")
+                parameter = parameters[int(index)]
+                if value.shape == parameter.shape:
+                    # in the parameter's memory format: a fused step walks both in the order of their memory
+                    value = torch.empty_like(parameter, requires_grad=False).copy_(value)
                 slots.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
