@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from _bench import alternate, machine, ratio
+from _bench import alternate, limits, machine, ratio
 from radgaze.cohort.phantom import make_phantom
 from radgaze.cohort.pixels import Upload
 from radgaze.cohort.sources.egd_cxr import import_egd_cxr
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--engine", default="torch")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     arguments = parser.parse_args()
     if arguments.run and not arguments.image:
         parser.error("give images beside the run")
@@ -150,6 +151,7 @@ def synthetic(folder: Path) -> tuple[Path, list[Path]]:
 
 
 def measure(arguments: argparse.Namespace) -> None:
+    started = machine()
     contents = [path.read_bytes() for path in arguments.image]
     chosen = (contents * arguments.images)[: arguments.images]
     options = ["--engine", arguments.engine, "--batch-size", str(arguments.batch_size)]
@@ -194,13 +196,15 @@ def measure(arguments: argparse.Namespace) -> None:
         f"{predictor.card.method}, {predictor.card.facts['parameters']:,} parameters, {height}x{width}, engine "
         f"{predictor.engine.name}, batches of {arguments.batch_size}; {len(contents)} files of "
         f"{statistics.mean(map(len, contents)) / 1e6:.2f} MB; {arguments.images} images a round, {arguments.rounds} "
-        f"rounds, {arguments.clients} clients; {machine()}\n"
+        f"rounds, {arguments.clients} clients; {started}\n"
     )
+    figures: list[dict[str, Any]] = []
     print("| | images a second | the server's share (least to most) |")
     print("|---|---|---|")
     for name, values in seconds.items():
-        share = "" if name == "server" else "{:.2f} ({:.2f} to {:.2f})".format(*ratio(values, seconds["server"]))
-        print(f"| {name} | {arguments.images / statistics.median(values):.1f} | {share} |")
+        rate, share = arguments.images / statistics.median(values), ratio(values, seconds["server"])
+        print(f"| {name} | {rate:.1f} | {'' if name == 'server' else '{:.2f} ({:.2f} to {:.2f})'.format(*share)} |")
+        figures.append({"work": name, "images a second": rate, "server's share": share})
     print("\n| latency, ms | p50 | p90 | p99 |")
     print("|---|---|---|---|")
     rows = {
@@ -209,12 +213,17 @@ def measure(arguments: argparse.Namespace) -> None:
         "1 client": alone,
     }
     for name, values in rows.items():
-        shown = " | ".join(f"{1000 * percentile(values, share):,.0f}" for share in (0.5, 0.9, 0.99))
-        print(f"| {name} | {shown} |")
+        shown = [1000 * percentile(values, share) for share in (0.5, 0.9, 0.99)]
+        print(f"| {name} | {' | '.join(f'{value:,.0f}' for value in shown)} |")
+        figures.append({"work": name, "latency ms, p50 p90 p99": shown})
     print(
         f"\nFirst prediction with maps and preview after a start: {1000 * statistics.median(first):,.0f} ms (most of "
         f"three: {1000 * max(first):,.0f} ms); start to first answer possible: {server.start_seconds:.1f} s"
     )
+    figures.append({"work": "first prediction after a start", "ms": [1000 * value for value in first]})
+    if arguments.json:
+        content = {"machine": started, "limits": limits(), "rows": figures}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,14 +34,13 @@ START, END = "<!-- figures -->", "<!-- end of figures -->"
 
 
 def run(name: str) -> tuple[str, dict[str, Any]]:
-    """A benchmark's table in Markdown, and its figures."""
+    """What a benchmark printed below its first paragraph, in Markdown, and its figures."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
         command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(file)]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         figures: dict[str, Any] = json.loads(file.read_text())
-    lines = [line for line in printed.splitlines() if line.startswith("|")]
-    return "\n".join(lines), figures
+    return printed.split("\n\n", 1)[1].strip(), figures
 
 
 def section(name: str, table: str, figures: dict[str, Any]) -> str:
