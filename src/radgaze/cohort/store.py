@@ -304,17 +304,20 @@ class Cohort:
         )
 
     @cached_property
-    def _boxes_of(self) -> dict[str, list[Box]]:
-        path = self.path / "boxes.parquet"
-        boxes: dict[str, list[Box]] = {}
-        if self.has_boxes:
-            for row in pl.read_parquet(path).iter_rows(named=True):
-                boxes.setdefault(row.pop("study_id"), []).append(Box(**row))
-        return boxes
+    def _boxes(self) -> tuple[pl.DataFrame, dict[str, tuple[int, int]]]:
+        """The boxes of all studies, and where those of each study_id start and how many they are."""
+        table = pl.read_parquet(self.path / "boxes.parquet").sort("study_id", maintain_order=True)
+        runs = table["study_id"].rle().struct.unnest()
+        starts = runs["len"].cum_sum() - runs["len"]
+        return table.drop("study_id"), dict(zip(runs["value"], zip(starts, runs["len"], strict=True), strict=True))
 
     def boxes(self, index: int) -> list[Box]:
         """Boxes and ellipses of study ``index`` in original image pixels."""
-        return list(self._boxes_of.get(self._row(index)["study_id"], ()))
+        if not self.has_boxes:
+            return []
+        table, places = self._boxes
+        own = table.slice(*places.get(self._row(index)["study_id"], (0, 0)))
+        return [Box(**row) for row in own.iter_rows(named=True)]
 
     def check(self) -> None:
         """Read every file and compare it with its checksum.
