@@ -117,12 +117,13 @@ def test_columns_and_their_types_are_those_that_some_study_has(tmp_path: Path) -
     assert table["shown_ymax"].to_list() == [None] * 20 + [3]
 
 
-def test_a_study_larger_than_several_groups_leaves_none_of_it_waiting(tmp_path: Path) -> None:
+def test_the_writer_holds_less_than_a_row_group_and_a_study(tmp_path: Path) -> None:
     with GazeWriter(tmp_path / "work.parquet") as writer:
-        writer.add(0, random_gaze(5 * GROUP + 3, 1))
-        assert writer._pending_points == 3
-        assert [len(table) for table in writer._pending] == [3]
-        assert writer._pending[0].nbytes < 3 * 13 * 8 + 100  # a copy of its own, not a view of all points
+        for row, count in enumerate(POINTS * 20):
+            writer.add(row, random_gaze(count, row))
+            assert writer._pending_points < GROUP
+            held = sum(table.get_total_buffer_size() for table in writer._pending)
+            assert held <= (GROUP + max(POINTS)) * (11 * 8 + 4 + 4)
 
 
 @settings(deadline=None, max_examples=25)
