@@ -92,6 +92,20 @@ def test_boxes_belong_to_their_study(path: Path) -> None:
     assert cohort[3].boxes == [Box("nodule", 1, 2, 6, 4, "ellipse", 3.0)]
 
 
+def test_boxes_are_made_for_the_study_asked_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pl.concat([pl.read_parquet(path / "boxes.parquet")] * 2)  # two for each study, apart from each other
+    table.with_columns(xmin=pl.int_range(pl.len()) / 64).write_parquet(path / "boxes.parquet")
+    made: list[str] = []
+    monkeypatch.setattr("radgaze.cohort.store.Box", lambda **given: made.append(given["name"]) or Box(**given))
+    cohort = Cohort.open(path)
+    assert cohort[4].boxes == []
+    assert made == []
+    for place, index in enumerate(range(1, 40, 2)):
+        assert [box.xmin for box in cohort[index].boxes] == [place / 64, (place + 20) / 64]
+        assert [box.xmax for box in cohort[index].boxes] == [3 + index] * 2
+    assert len(made) == 80
+
+
 def test_unknown_names_offer_known_ones(path: Path) -> None:
     cohort = Cohort.open(path)
     with pytest.raises(InputError, match=r"no study 's390'; it has, for example, 's39'"):

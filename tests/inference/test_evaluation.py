@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from radgaze.cli import print_report
 from radgaze.cohort import Cohort, resplit
 from radgaze.errors import InputError
+from radgaze.gaze import fixation_map
 from radgaze.inference import evaluate, evaluation, grad_cam
 from radgaze.inference.evaluation import FixationCounts, centre_map, fixations_of, mean_attention
 from radgaze.training import AttentionTarget, Run, fit
@@ -213,3 +214,18 @@ def test_negatives_leave_out_the_patient(cohort: Cohort) -> None:
         expected = sum(counts.own(int(o)) for o in studies if cohort[int(o)].patient_id != patient)
         assert torch.equal(counts.of_other_patients(row), expected)
         assert counts.own(row).sum() == len(fixations_of(cohort[row]))
+
+
+def test_fixation_counts_are_the_maps_and_hold_no_gaze(cohort: Cohort, tmp_path: Path) -> None:
+    without = blob_cohort(tmp_path, studies=12, gaze=False)
+    assert not FixationCounts(without, without.indices("all")).own(3).any()
+    counts = FixationCounts(cohort, cohort.indices("all"))
+    maps = [fixation_map(fixations_of(study), study.grid).long() for study in cohort]
+    for row, expected in enumerate(maps):
+        assert counts.own(row).dtype == torch.int64
+        assert torch.equal(counts.own(row), expected)
+        cells, numbers = counts.cells[row]
+        assert cells.dtype == numbers.dtype == np.int32
+        assert len(cells) == (expected > 0).sum()
+    others = sum(m for m, study in zip(maps, cohort, strict=True) if study.patient_id != cohort[4].patient_id)
+    assert torch.equal(counts.of_other_patients(4), others)

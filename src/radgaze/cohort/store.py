@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from radgaze.cohort.gaze_file import COPY_AGAIN, PER_POINT, GazeFile
 from radgaze.cohort.splits import (
     SPLITS,
     check_no_patient_overlap,
@@ -38,10 +39,6 @@ __all__ = ["FORMAT", "TASKS", "Cohort", "resplit", "sha256"]
 
 FORMAT = 1
 TASKS = ("multiclass", "multilabel", "none")
-
-_COPY_AGAIN = "copy the cohort again, or import it again."
-
-_PER_POINT = {"px_per_degree": ("ppd_x", "ppd_y"), "shown": ("shown_xmin", "shown_ymin", "shown_xmax", "shown_ymax")}
 
 
 class Cohort:
@@ -253,11 +250,9 @@ class Cohort:
         try:
             array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{str(path)!r} is damaged ({error}); {_COPY_AGAIN}") from error
+            raise InputError(f"{str(path)!r} is damaged ({error}); {COPY_AGAIN}") from error
         if array.dtype != dtype or array.shape != shape:
-            raise InputError(
-                f"{str(path)!r} holds {array.dtype} {array.shape}; expected {dtype} {shape}: {_COPY_AGAIN}"
-            )
+            raise InputError(f"{str(path)!r} holds {array.dtype} {array.shape}; expected {dtype} {shape}: {COPY_AGAIN}")
         return array
 
     def has_mask(self, index: int, name: str) -> bool:
@@ -284,41 +279,20 @@ class Cohort:
     # Its gaze and boxes
 
     @cached_property
-    def _gaze_columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Columns as arrays: unknown is NaN, −1 for a reader; ``valid`` is int8 with −1 for unknown."""
-        path = self.path / "gaze.parquet"
-        expected = int(self.studies["gaze_count"].sum())
-        if not expected:
-            return {}
-        try:
-            table = pl.read_parquet(path)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise InputError(f"{str(path)!r} is damaged ({error}); {_COPY_AGAIN}") from error
-        if table.height != expected:
-            raise InputError(f"{str(path)!r} has {table.height} points; expected {expected}: {_COPY_AGAIN}")
-        columns = {}
-        for name, series in table.to_dict().items():
-            if series.dtype == pl.Boolean:
-                columns[name] = series.cast(pl.Int8).fill_null(-1).to_numpy()
-            elif series.dtype.is_float():
-                columns[name] = series.fill_null(float("nan")).to_numpy()
-            else:
-                columns[name] = series.fill_null(-1).to_numpy()
-        return columns
+    def _gaze_file(self) -> GazeFile:
+        return GazeFile(self.path / "gaze.parquet", int(self.studies["gaze_count"].sum()))
 
     def gaze(self, index: int) -> Gaze | None:
         """The gaze of study ``index`` in original image pixels; None where there is none."""
         row = self._row(index)
         if not row["gaze_count"]:
             return None
-        points = slice(row["gaze_start"], row["gaze_start"] + row["gaze_count"])
-        # Copies: the table is read-only, and a tensor must not pretend otherwise.
-        own = {name: values[points].copy() for name, values in self._gaze_columns.items()}
+        own = self._gaze_file.points(row["gaze_start"], row["gaze_count"])
         valid, reader = own.get("valid"), own.get("reader")
         known: dict[str, Any] = {
             name: own[name] for name in ("t", "duration") if name in own and not np.isnan(own[name]).all()
         }
-        for name, parts in _PER_POINT.items():
+        for name, parts in PER_POINT.items():
             if parts[0] in own and not np.isnan(own[parts[0]]).all():
                 known[name] = np.stack([own[part] for part in parts], axis=1)
         return Gaze(
@@ -330,17 +304,20 @@ class Cohort:
         )
 
     @cached_property
-    def _boxes_of(self) -> dict[str, list[Box]]:
-        path = self.path / "boxes.parquet"
-        boxes: dict[str, list[Box]] = {}
-        if self.has_boxes:
-            for row in pl.read_parquet(path).iter_rows(named=True):
-                boxes.setdefault(row.pop("study_id"), []).append(Box(**row))
-        return boxes
+    def _boxes(self) -> tuple[pl.DataFrame, dict[str, tuple[int, int]]]:
+        """The boxes of all studies, and where those of each study_id start and how many they are."""
+        table = pl.read_parquet(self.path / "boxes.parquet").sort("study_id", maintain_order=True)
+        runs = table["study_id"].rle().struct.unnest()
+        starts = runs["len"].cum_sum() - runs["len"]
+        return table.drop("study_id"), dict(zip(runs["value"], zip(starts, runs["len"], strict=True), strict=True))
 
     def boxes(self, index: int) -> list[Box]:
         """Boxes and ellipses of study ``index`` in original image pixels."""
-        return list(self._boxes_of.get(self._row(index)["study_id"], ()))
+        if not self.has_boxes:
+            return []
+        table, places = self._boxes
+        own = table.slice(*places.get(self._row(index)["study_id"], (0, 0)))
+        return [Box(**row) for row in own.iter_rows(named=True)]
 
     def check(self) -> None:
         """Read every file and compare it with its checksum.
@@ -351,7 +328,7 @@ class Cohort:
         for name, expected in self.meta["checksums"].items():
             if sha256(self.path / name) != expected:
                 raise InputError(
-                    f"{str(self.path / name)!r} has changed since it was written (its checksum differs); {_COPY_AGAIN}"
+                    f"{str(self.path / name)!r} has changed since it was written (its checksum differs); {COPY_AGAIN}"
                 )
 
 

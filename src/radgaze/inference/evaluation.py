@@ -317,24 +317,35 @@ def fixations_of(study: Study) -> Gaze | None:
 class FixationCounts:
     """Fixations on the working grid: a study's own, and those on other patients' studies (negatives of shuffled AUC).
 
-    Holds points and one summed map, so memory grows with the number of fixations, not of pixels.
+    Holds, of each study, the pixels that have any and how many they have, and one summed map: memory grows with the
+    number of fixations, not of pixels or samples.
     """
 
     def __init__(self, cohort: Cohort, studies: NDArray[np.int64]) -> None:
-        self.points = {int(row): (fixations_of(cohort[int(row)]), cohort[int(row)].grid) for row in studies}
-        self.patient = {row: cohort[row].patient_id for row in self.points}
+        self.size = cohort.size
+        self.cells: dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
+        self.patient: dict[int, str] = {}
         self.rows_of: dict[str, list[int]] = {}
         self.total = torch.zeros(cohort.size, dtype=torch.int64)
-        for row, patient in self.patient.items():
-            self.rows_of.setdefault(patient, []).append(row)
+        for row in map(int, studies):
+            study = cohort[row]
+            fixations = fixations_of(study)
+            cells, counts = np.empty((2, 0), np.int32)
+            if fixations is not None:
+                found = fixation_map(fixations, study.grid).numpy().ravel()
+                cells = np.flatnonzero(found).astype(np.int32)
+                counts = found[cells].astype(np.int32)
+            self.cells[row] = cells, counts
+            self.patient[row] = study.patient_id
+            self.rows_of.setdefault(study.patient_id, []).append(row)
             self.total += self.own(row)
 
     def own(self, row: int) -> Tensor:
         """``(h, w)`` int64 number of this study's fixations on each pixel."""
-        fixations, grid = self.points[row]
-        if fixations is None:
-            return torch.zeros(grid.size, dtype=torch.int64)
-        return fixation_map(fixations, grid).long()
+        cells, counts = self.cells[row]
+        own = torch.zeros(self.size, dtype=torch.int64)
+        own.view(-1)[torch.from_numpy(cells).long()] = torch.from_numpy(counts).long()
+        return own
 
     def of_other_patients(self, row: int) -> Tensor:
         """``(h, w)`` int64 number of fixations on each pixel over the studies of all other patients."""

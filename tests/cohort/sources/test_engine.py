@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from radgaze.cohort import Cohort
+from radgaze.cohort import Cohort, gaze_file
 from radgaze.cohort.sources import arrays
 from radgaze.cohort.sources.engine import RawStudy, write_cohort
 from radgaze.cohort.sources.worker import PixelWorker
@@ -76,7 +80,7 @@ def test_everything_arrives(tmp_path: Path) -> None:
         assert study.attributes == raw.attributes
         assert study.image.max() == 65535
         assert study.has_gaze == (raw.gaze is not None)
-        if raw.gaze is not None:
+        if isinstance(raw.gaze, Gaze):
             assert study.gaze is not None
             np.testing.assert_array_equal(study.gaze.x, raw.gaze.x)
             np.testing.assert_array_equal(study.gaze.t, raw.gaze.t)
@@ -121,6 +125,98 @@ def test_gaze_columns_appear_as_studies_have_them(tmp_path: Path) -> None:
     counts = cohort.meta["counts"]
     assert (counts["gaze points invalid"], counts["gaze points outside the image"]) == (1, 1)
     assert cohort.readers == ["ann", "bob"]
+
+
+# ---- gaze that is read when the engine asks
+
+
+def lazily(raws: list[RawStudy], broken: Sequence[str] = ()) -> tuple[list[RawStudy], list[str]]:
+    """The same studies with functions for gaze, those of ``broken`` failing; and the names in order of the calls."""
+    asked: list[str] = []
+
+    def read(raw: RawStudy) -> Gaze:
+        asked.append(raw.study_id)
+        if raw.study_id in broken:
+            raise InputError(f"{raw.study_id}.csv is damaged.")
+        assert isinstance(raw.gaze, Gaze)
+        return raw.gaze
+
+    return [replace(raw, gaze=None if raw.gaze is None else partial(read, raw)) for raw in raws], asked
+
+
+def test_gaze_is_asked_for_once_and_in_order(tmp_path: Path) -> None:
+    raws = make_raws(tmp_path)
+    lazy, asked = lazily(raws)
+    write_cohort(lazy, tmp_path / "lazy", **options(workers=2))
+    assert asked == [raw.study_id for raw in raws if raw.gaze is not None]
+    write_cohort(raws, tmp_path / "held", **options())
+    assert files_of(tmp_path / "lazy") == files_of(tmp_path / "held")
+
+
+def test_no_more_than_one_studys_gaze_is_held(tmp_path: Path) -> None:
+    raws = make_raws(tmp_path, 6, gaze=False)
+    given: list[weakref.ref[Gaze]] = []
+
+    def read() -> Gaze:
+        gc.collect()
+        assert sum(gaze() is not None for gaze in given) <= 1  # the last one's name still has it
+        gaze = Gaze(np.ones(9), np.ones(9))
+        given.append(weakref.ref(gaze))
+        return gaze
+
+    write_cohort([replace(raw, gaze=read) for raw in raws], tmp_path / "out", **options())
+    assert len(given) == 6
+
+
+def test_gaze_that_cannot_be_read_leaves_its_study_out_without_a_hole(tmp_path: Path) -> None:
+    raws = make_raws(tmp_path)
+    raws[6].image.write_bytes(b"junk")
+    lazy, asked = lazily(raws, ["s1", "s5", "s11"])
+    cohort = write_cohort(lazy, tmp_path / "out", **options())
+    assert "s6" not in asked
+    left_out = {entry["study_id"]: entry["reason"] for entry in cohort.meta["left_out"]}
+    assert list(left_out) == ["s1", "s5", "s6", "s11"]
+    assert left_out["s5"] == "s5.csv is damaged."
+    kept = [raw for raw in raws if raw.study_id not in left_out]
+    write_cohort(kept, tmp_path / "kept", **options())
+    for name, content in files_of(tmp_path / "kept").items():
+        assert name == "cohort.json" or files_of(cohort.path)[name] == content
+    assert len(cohort.images) == cohort.meta["counts"]["images"] == 8
+    assert cohort.meta["counts"]["gaze points"] == cohort.studies["gaze_count"].sum() == 25
+    whole = write_cohort(make_raws(tmp_path / "whole"), tmp_path / "reference", **options())
+    for study in cohort:
+        np.testing.assert_array_equal(study.image, whole.by_id(study.study_id).image)
+    with pytest.raises(InputError, match=r"Study 's1': s1\.csv is damaged"):
+        write_cohort(lazily(make_raws_again(tmp_path), ["s1"])[0], tmp_path / "strict", **options(strict=True))
+    with pytest.raises(InputError, match=r"All 2 studies were left out.*the first, 's1': s1.csv is damaged"):
+        write_cohort(lazily(raws[1:3], ["s1", "s2"])[0], tmp_path / "none", **options())
+
+
+def test_an_image_stays_while_one_reading_of_it_has_its_gaze(tmp_path: Path) -> None:
+    raws = make_raws(tmp_path, 4)
+    raws[3] = replace(raws[1], study_id="again")
+    cohort = write_cohort(lazily(raws, ["s1", "s2"])[0], tmp_path / "out", **options())
+    assert cohort.studies["study_id"].to_list() == ["s0", "again"]
+    assert cohort.studies["image_row"].to_list() == [0, 1]
+    assert len(cohort.images) == 2
+
+
+def test_an_import_killed_while_it_reads_gaze_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaze_file, "ROW_GROUP", 7)
+    raws = make_raws(tmp_path)
+
+    def power_cut() -> Gaze:
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_cohort([*raws[:9], replace(raws[9], gaze=power_cut), *raws[10:]], tmp_path / "out", **options())
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(PixelWorker, "read", lambda *_, **__: pytest.fail("an image was read again"))
+    resumed = write_cohort(lazily(raws)[0], tmp_path / "out", **options())
+    monkeypatch.undo()
+    monkeypatch.setattr(gaze_file, "ROW_GROUP", 7)
+    write_cohort(raws, tmp_path / "straight", **options())
+    assert files_of(resumed.path) == files_of(tmp_path / "straight")
 
 
 def test_no_gaze_no_masks_no_task_one_study(tmp_path: Path) -> None:

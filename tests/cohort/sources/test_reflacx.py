@@ -307,8 +307,26 @@ def test_broken_readings_are_left_out_by_name(tree: Tree) -> None:
     assert "is damaged" in reason(cohort, LATER)
     assert cohort.meta["counts"]["images missing"] == 1
     assert cohort.meta["counts"]["studies left out"] == 3
-    with pytest.raises(InputError, match=f"Study '{FIRST}': .*does not exist"):
+    with pytest.raises(InputError, match=f"Study '{DISCARDED}': .*is not under"):
         tree.run(strict=True, overwrite=True)
+
+
+@pytest.mark.parametrize(("kind", "file"), [("fixations", "fixations.csv"), ("samples", "gaze.csv")])
+def test_a_reading_without_its_gaze_file_is_left_out_once_the_engine_asks(tree: Tree, kind: str, file: str) -> None:
+    for reading in (FIRST, SECOND, LATER, MAIN):
+        tree.write_samples(reading, [[0.001, 5, 6, *VIEW]])
+    broken = (tree.main if kind == "fixations" else tree.main.parent / "gaze_data") / FIRST / file
+    broken.unlink()
+    cohort = tree.run(gaze=kind)
+    assert cohort.studies["study_id"].to_list() == [SECOND, DISCARDED, LATER, MAIN]
+    assert cohort.meta["left_out"] == [
+        {
+            "study_id": FIRST,
+            "reason": f"{str(broken)!r} does not exist; copy it from the data set, or check the folder.",
+        }
+    ]
+    with pytest.raises(InputError, match=f"Study '{FIRST}': .*does not exist"):
+        tree.run(gaze=kind, strict=True, overwrite=True)
 
 
 @pytest.mark.parametrize(

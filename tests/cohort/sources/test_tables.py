@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from radgaze.cohort import Box, Cohort
+from radgaze.cohort.sources import tables
+from radgaze.cohort.sources.engine import RawStudy, write_cohort
 from radgaze.cohort.sources.tables import import_tables
 from radgaze.errors import InputError
+from radgaze.gaze import Gaze
 from tests.cohort.pictures import write_dicom, write_image
 
 SIZE = (30, 20)  # of the images, (H, W)
@@ -240,6 +243,30 @@ def test_broken_gaze_costs_its_study(folder: Path, gaze: str, reason: str) -> No
     assert reason in cohort.meta["left_out"][0]["reason"]
     with pytest.raises(InputError, match="Study '001': "):
         run(folder, THREE, gaze=gaze, strict=True, overwrite=True)
+
+
+def test_gaze_is_checked_with_the_tables_and_made_when_it_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that its gaze costs has no boxes either, as one that is not in the table."""
+    held: list[RawStudy] = []
+
+    def spy(raws: list[RawStudy], *given: Any, **options: Any) -> Cohort:
+        held.extend(raws)
+        return write_cohort(raws, *given, **options)
+
+    monkeypatch.setattr(tables, "write_cohort", spy)
+    gaze = "study_id,x_norm,y_norm,duration\n002,0,0,1\n001,0.5,0.5,-2\n003,1,1,1\n002,0.5,1,2\n"
+    boxes = "study_id,name,xmin,ymin,xmax,ymax\n001,heart,1,1,2,2\n002,heart,1,1,2,2\n"
+    cohort = run(folder, THREE, gaze=gaze, boxes=boxes)
+    assert [entry["study_id"] for entry in cohort.meta["left_out"]] == ["001"]
+    assert cohort.meta["counts"]["boxes of unknown or left-out studies"] == 1
+    assert [raw.study_id for raw in held] == ["002", "003"]
+    assert not any(isinstance(raw.gaze, Gaze) for raw in held)
+    points = cohort.gaze(0)
+    assert points is not None
+    assert points.duration is not None
+    assert [points.x.tolist(), points.y.tolist(), points.duration.tolist()] == [[-0.5, 9.5], [-0.5, 29.5], [1, 2]]
 
 
 def test_broken_rows_and_boxes(folder: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def import_egd_cxr(
                     image=image,
                     label=label,
                     masks=_masks(folder / _MASK_FOLDER / study, counts),
-                    gaze=None if points is None else _gaze(points, row, image, drop_invalid, drop_blinks),
+                    gaze=None if points is None else partial(_gaze, points, row, image, drop_invalid, drop_blinks),
                     boxes=boxes.get(study, ()),
                     attributes=attributes[number],
                 )

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import polars as pl
+import rich.console
+import rich.progress
 
+from radgaze.cohort.gaze_file import GazeWriter
 from radgaze.cohort.sources.arrays import Arrays, Picture
 from radgaze.cohort.splits import (
     check_no_patient_overlap,
@@ -41,7 +42,7 @@ SPLITS_BY = ("patient", "image", "source")
 
 @dataclass
 class RawStudy:
-    """A study as an importer describes it; nothing of it has been read yet but its gaze and boxes.
+    """A study as an importer describes it; nothing of it has been read yet but its boxes.
 
     Attributes:
         study_id: unique within the cohort.
@@ -50,7 +51,9 @@ class RawStudy:
         label: one of the cohort's classes, or None.
         labels: multi-label cohorts: class to 0, 1, a probability, or None (unknown).
         masks: structure to a file, or to several files to unite.
-        gaze: in original image pixels; invalid points may be among them.
+        gaze: in original image pixels; invalid points may be among them. Better than the points is a function that
+            reads them: the engine calls it once, in the order of the studies, and lets the points go again. An
+            InputError from it leaves the study out; that of a study left out for its image is never called.
         boxes: in original image pixels.
         split: the source's own split, used with ``split="source"``.
         attributes: anything else worth keeping.
@@ -63,7 +66,7 @@ class RawStudy:
     label: str | None = None
     labels: Mapping[str, float | None] | None = None
     masks: Mapping[str, Path | tuple[Path, ...]] = field(default_factory=dict)
-    gaze: Gaze | None = None
+    gaze: Gaze | Callable[[], Gaze] | None = None
     boxes: Sequence[Box] = ()
     split: str | None = None
     attributes: Mapping[str, str | float | int | None] = field(default_factory=dict)
@@ -116,8 +119,8 @@ def write_cohort(
         strict: raise on the first broken study instead of leaving it out.
         progress: show a progress bar on standard error.
 
-    A study is left out, by name and with the reason, if its image or a mask is missing or unreadable, or if their
-    sizes disagree with each other or with the source's tables.
+    A study is left out, by name and with the reason, if its image, a mask or its gaze is missing or unreadable, or if
+    the sizes of image and masks disagree with each other or with the source's tables.
 
     Raises:
         InputError: the arguments contradict each other or the studies, a patient is on two sides of the source's split,
@@ -145,21 +148,37 @@ def write_cohort(
 
         kept: list[RawStudy] = []
         rows: list[int] = []
-        for raw, row in zip(raws, picture_of, strict=True):
-            reason = failures.get(row) or _size_conflict(raw, sizes[row])
-            if reason is None:
+        gaze_counts: list[int] = []
+        gaze_total: Counter[str] = Counter()
+        with GazeWriter(partial / "gaze.parquet") as gaze_writer:
+            for raw, row in zip(_shown(raws, progress), picture_of, strict=True):
+                reason = failures.get(row) or _size_conflict(raw, sizes[row])
+                gaze = None
+                if reason is None:
+                    try:
+                        gaze = raw.gaze() if callable(raw.gaze) else raw.gaze
+                    except InputError as error:
+                        reason = str(error)
+                if reason is not None:
+                    if strict:
+                        raise InputError(f"Study {raw.study_id!r}: {reason}")
+                    dropped.append((raw.study_id, reason))
+                    continue
+                if gaze is not None and len(gaze):
+                    gaze_writer.add(len(kept), gaze)
+                    gaze_total.update(_count_gaze(gaze, sizes[row]))
                 kept.append(raw)
                 rows.append(row)
-            elif strict:
-                raise InputError(f"Study {raw.study_id!r}: {reason}")
-            else:
-                dropped.append((raw.study_id, reason))
-        if not kept:
-            raise InputError(_nothing_left(out, dropped))
+                gaze_counts.append(0 if gaze is None else len(gaze))
+            if not kept:
+                raise InputError(_nothing_left(out, dropped))
 
-        finished = partial / "cohort"
-        shutil.rmtree(finished, ignore_errors=True)
-        finished.mkdir()
+            finished = partial / "cohort"
+            shutil.rmtree(finished, ignore_errors=True)
+            finished.mkdir()
+            if gaze_writer.points:
+                gaze_writer.finish(finished / "gaze.parquet")
+
         used = sorted(set(rows))
         arrays.put_into(finished, used)
         position = {row: index for index, row in enumerate(used)}
@@ -170,17 +189,17 @@ def write_cohort(
             source_sizes=source_sizes,
             grids=[frame.grid(size) for size in source_sizes],
             image_rows=[position[row] for row in rows],
+            gaze_counts=pl.Series(gaze_counts, dtype=pl.Int64),
             label_columns=classes if task == "multilabel" else [],
             structures=structures,
         )
         table.write_parquet(finished / "studies.parquet")
-        if any(table["gaze_count"]):
-            _gaze_table(kept).write_parquet(finished / "gaze.parquet")
         if any(raw.boxes for raw in kept):
             _boxes_table(kept).write_parquet(finished / "boxes.parquet")
 
         total = Counter(counts or {})
-        total.update(_count(kept, source_sizes, len(used), structures))
+        total.update(_count(kept, len(used), structures))
+        total.update(gaze_total)
         write_json(
             finished / "cohort.json",
             {
@@ -316,6 +335,12 @@ def _pictures(raws: Sequence[RawStudy], structures: Sequence[str]) -> tuple[list
     return list(position), picture_of
 
 
+def _shown(raws: Sequence[RawStudy], progress: bool) -> Iterable[RawStudy]:
+    """The studies, with a progress bar where there is gaze to read."""
+    hidden = not progress or all(raw.gaze is None for raw in raws)
+    return rich.progress.track(raws, "Reading gaze", console=rich.console.Console(stderr=True), disable=hidden)
+
+
 # ---- tables
 
 
@@ -338,10 +363,10 @@ def _studies_table(
     source_sizes: Sequence[tuple[int, int]],
     grids: Sequence[Grid],
     image_rows: Sequence[int],
+    gaze_counts: pl.Series,
     label_columns: Sequence[str],
     structures: Sequence[str],
 ) -> pl.DataFrame:
-    gaze_counts = pl.Series([0 if raw.gaze is None else len(raw.gaze) for raw in kept], dtype=pl.Int64)
     columns = {
         "study_id": pl.Series([raw.study_id for raw in kept], dtype=pl.String),
         "patient_id": pl.Series([raw.patient_id for raw in kept], dtype=pl.String),
@@ -379,23 +404,26 @@ def _boxes_table(kept: Sequence[RawStudy]) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def _count(
-    kept: Sequence[RawStudy], source_sizes: Sequence[tuple[int, int]], images: int, structures: Sequence[str]
-) -> Counter[str]:
-    """What the closing summary says of the studies that were kept."""
+def _count(kept: Sequence[RawStudy], images: int, structures: Sequence[str]) -> Counter[str]:
+    """What the closing summary says of the studies that were kept, but for their gaze."""
     counted = Counter({"studies": len(kept), "patients": len({raw.patient_id for raw in kept}), "images": images})
     for name in structures:
         counted[f"studies with mask {name}"] = sum(bool(raw.masks.get(name)) for raw in kept)
-    for raw, source_size in zip(kept, source_sizes, strict=True):
+    for raw in kept:
         if raw.boxes:
             counted["boxes"] += len(raw.boxes)
-        if raw.gaze is not None and len(raw.gaze):
-            usable = raw.gaze.usable
-            counted["studies with gaze"] += 1
-            counted["gaze points"] += len(raw.gaze)
-            counted["gaze points invalid"] += int((~usable).sum())
-            counted["gaze points outside the image"] += int((usable & ~raw.gaze.inside(source_size)).sum())
     return counted
+
+
+def _count_gaze(gaze: Gaze, source_size: tuple[int, int]) -> dict[str, int]:
+    """What one study's points add to the closing summary."""
+    usable = gaze.usable
+    return {
+        "studies with gaze": 1,
+        "gaze points": len(gaze),
+        "gaze points invalid": int((~usable).sum()),
+        "gaze points outside the image": int((usable & ~gaze.inside(source_size)).sum()),
+    }
 
 
 def _attribute(values: Sequence[str | float | int | None]) -> pl.Series:
@@ -408,37 +436,3 @@ def _attribute(values: Sequence[str | float | int | None]) -> pl.Series:
     if kinds == {bool}:
         return pl.Series(values, dtype=pl.Boolean)
     return pl.Series([None if value is None else str(value) for value in values], dtype=pl.String)
-
-
-def _gaze_table(kept: Sequence[RawStudy]) -> pl.DataFrame:
-    """All gaze in study order. A column is there if any study has it; the others' points are null in it."""
-    gazes = [(row, raw.gaze) for row, raw in enumerate(kept) if raw.gaze is not None and len(raw.gaze)]
-    lengths = [len(gaze) for _, gaze in gazes]
-
-    def column(field_name: str, dtype: Any, part: int | None = None) -> pl.Series | None:
-        parts = [getattr(gaze, field_name) for _, gaze in gazes]
-        if all(values is None for values in parts):
-            return None
-        return pl.concat(
-            [
-                pl.Series([None], dtype=dtype).new_from_index(0, length)
-                if values is None
-                else pl.Series((values if part is None else values[:, part]).cpu().numpy().copy(), dtype=dtype)
-                for values, length in zip(parts, lengths, strict=True)
-            ]
-        )
-
-    columns: dict[str, pl.Series | None] = {
-        "study_row": pl.Series(np.repeat(np.array([row for row, _ in gazes], np.int32), lengths)),
-        "x": column("x", pl.Float64),
-        "y": column("y", pl.Float64),
-        "t": column("t", pl.Float64),
-        "duration": column("duration", pl.Float64),
-        "reader": column("reader", pl.Int64),
-        "valid": column("valid", pl.Boolean),
-    }
-    for part, axis in enumerate("xy"):
-        columns[f"ppd_{axis}"] = column("px_per_degree", pl.Float64, part)
-    for part, corner in enumerate(("xmin", "ymin", "xmax", "ymax")):
-        columns[f"shown_{corner}"] = column("shown", pl.Float64, part)
-    return pl.DataFrame({name: series for name, series in columns.items() if series is not None})

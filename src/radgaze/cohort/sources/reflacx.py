@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def import_reflacx(
     broken = BrokenStudies(strict)
     raws: list[RawStudy] = []
     console = rich.console.Console(stderr=True)
-    for phase, row in rich.progress.track(rows, "Reading gaze", console=console, disable=not progress):
+    for phase, row in rich.progress.track(rows, "Reading boxes", console=console, disable=not progress):
         reading = _Reading(phase, row, labels_of[phase])
         try:
             raws.append(reading.study(main, gaze_folder, gaze, files, counts))
@@ -194,9 +195,9 @@ class _Reading:
         if discarded:
             counts["readings discarded by the source, kept without gaze"] += 1
         elif kind == "fixations":
-            raw.gaze = _fixations(main / name / "fixations.csv")
+            raw.gaze = partial(_fixations, main / name / "fixations.csv")
         else:
-            raw.gaze = _samples(gaze_folder / name / "gaze.csv")
+            raw.gaze = partial(_samples, gaze_folder / name / "gaze.csv")
         return raw
 
     def _image(self, files: MimicImages, counts: Counter[str]) -> Path:

@@ -16,6 +16,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def import_tables(
         gaze_table = _read_table(Path(gaze), _GAZE_COLUMNS, ("study_id",))
         readers = importer.add_gaze(gaze_table, raws)
         kind = gaze_kind or ("fixations" if "duration" in gaze_table.columns else "samples")
+        del gaze_table  # its text takes more memory than all numbers read from it
     if boxes is not None:
         importer.add_boxes(_read_table(Path(boxes), _BOX_COLUMNS, _BOX_COLUMNS[:6]), raws)
     if split is None:
@@ -153,12 +155,12 @@ class _Table:
             study_id, cell = self.cells["study_id"][index], self.cells[column][index]
             broken.setdefault(study_id, f"{self.place(index)}: {column} is {cell!r}, expected {expected}")
 
-    def rows_by_study(self) -> dict[str | None, npt.NDArray[np.int64]]:
+    def rows_by_study(self) -> dict[str | None, npt.NDArray[np.uint32]]:
         """Indices of each study's rows, in table order; studies in order of first appearance."""
         numbered = self.cells.select("study_id").with_row_index()
         groups = numbered.group_by("study_id", maintain_order=True).agg("index")
         pairs = zip(groups["study_id"], groups["index"], strict=True)
-        return {study: rows.to_numpy().astype(np.int64) for study, rows in pairs}
+        return {study: rows.to_numpy() for study, rows in pairs}
 
 
 class _Importer:
@@ -278,8 +280,8 @@ class _Importer:
                 if axes == ("x_norm", "y_norm"):
                     height, width = image_size(raw.image)
                     scale, shift = (width, height), -0.5
-                own = {column: values[indices] for column, values in columns.items()}
-                raw.gaze = Gaze(x[indices] * scale[0] + shift, y[indices] * scale[1] + shift, **own)
+                raw.gaze = partial(_points, x, y, columns, indices, scale, shift)
+                raw.gaze()  # refused now if it is no gaze, and made again when it is written
             except InputError as error:
                 self.leave_out(study_id, str(error))
                 del raws[study_id]
@@ -301,6 +303,19 @@ class _Importer:
             except InputError as error:
                 self.leave_out(study_id, str(error))
                 del raws[study_id]
+
+
+def _points(
+    x: npt.NDArray[np.float64],
+    y: npt.NDArray[np.float64],
+    others: Mapping[str, npt.NDArray[Any]],
+    rows: npt.NDArray[np.uint32],
+    scale: tuple[float, float],
+    shift: float,
+) -> Gaze:
+    """The gaze in some rows of a table, as ``scale`` · (x, y) + ``shift``."""
+    own = {column: values[rows] for column, values in others.items()}
+    return Gaze(x[rows] * scale[0] + shift, y[rows] * scale[1] + shift, **own)
 
 
 def _box(table: _Table, index: int, numbers: Mapping[str, npt.NDArray[np.float64]]) -> Box:
