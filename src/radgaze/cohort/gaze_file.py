@@ -25,7 +25,9 @@ from radgaze.gaze import Gaze
 
 __all__ = ["COPY_AGAIN", "PER_POINT", "GazeFile", "GazeWriter"]
 
-ROW_GROUP = 65_536  # points: some 40 studies of 1,500 samples, 6 MB decoded with every column
+# Points: some 10 studies of 1,500 samples, 1.5 MB decoded with every column. A study drawn at random from a cohort that
+# does not stay decoded costs a whole row group; smaller ones would make the file's index large.
+ROW_GROUP = 16_384
 DECODED_BYTES = 256 << 20  # all of EGD-CXR (1.5 million samples) takes 40 MB and stays decoded
 
 COPY_AGAIN = "copy the cohort again, or import it again."
@@ -161,7 +163,7 @@ class GazeFile:
                 self._decoded.move_to_end(group)
                 return self._decoded[group]
             try:
-                # One thread: a data loader's forked processes have no other.
+                # A row group is too small to be shared out over threads.
                 table = self._file.read_row_group(group, self._columns, use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 raise self._damaged(error) from error
