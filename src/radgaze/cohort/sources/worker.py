@@ -47,7 +47,9 @@ class PixelWorker:
     def read(self, image: str, masks: list[list[str]]) -> dict[str, Any]:
         """Read the image and its masks (a list of files for each structure, empty where there is none)."""
         self._pixels, _ = read_image(Path(image))
-        self._inside = [unite_masks([read_mask(Path(path)) for path in paths]) if paths else None for paths in masks]
+        # a file may serve several structures: each lung is one, and both are the lungs
+        read = {path: read_mask(Path(path)) for paths in masks for path in paths}
+        self._inside = [unite_masks([read[path] for path in paths]) if paths else None for paths in masks]
         for paths, inside in zip(masks, self._inside, strict=True):
             if inside is not None and inside.shape != self._pixels.shape:
                 raise InputError(
