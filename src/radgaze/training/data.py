@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -179,9 +180,11 @@ class Batches(Sampler[list[tuple[int, int]]]):
 def loader(dataset: CohortDataset, batches: Batches, *, workers: int, pin: bool) -> DataLoader[Batch]:
     """Batches made in this process, or ahead of time in ``workers`` others, which stay for all epochs.
 
-    Those are new processes that open the cohort themselves, never forks: a fork has the locks of Polars' threads but not
-    the threads, and waits for them forever.
+    Those come from a server that has imported this module and nothing more, and open the cohort themselves. They are
+    not forks of this process: a fork has the locks of Polars' threads but not the threads, and waits for them forever.
     """
+    if workers:
+        multiprocessing.set_forkserver_preload([__name__])
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -189,7 +192,7 @@ def loader(dataset: CohortDataset, batches: Batches, *, workers: int, pin: bool)
         collate_fn=as_made,
         pin_memory=pin,
         persistent_workers=workers > 0,
-        multiprocessing_context="spawn" if workers else None,
+        multiprocessing_context="forkserver" if workers else None,
     )
 
 
