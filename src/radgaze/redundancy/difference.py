@@ -44,8 +44,8 @@ C1, C2 = 0.01**2, 0.03**2
 
 # Pixels of the pairs handled at once: the products of a block and what they are filtered to should stay in a CPU's
 # cache; a GPU wants long kernels instead. Kernels lie innermost in memory, so a block is wide enough to vectorise.
-_CPU_BLOCK, _GPU_BLOCK = 1 << 19, 1 << 26
-_CPU_COLUMNS, _GPU_COLUMNS = 128, 1024
+_CPU_BLOCK, _GPU_BLOCK = 1 << 17, 1 << 26
+_CPU_COLUMNS, _GPU_COLUMNS = 256, 1024
 # Up to so many windows a map, the pixels of each are multiplied out; beyond, filtering in two steps costs less.
 _FEW_WINDOWS = 16
 # Rows of the banded matrix multiplied at once: few skip more of the zeros beside the band, many use the GEMM better.
@@ -173,7 +173,7 @@ def _as_difference(values: Tensor) -> Tensor:
 
 def _mssim(maps: Tensor) -> Tensor:
     windows = math.prod(max(1, side - TAPS + 1) for side in maps.shape[1:])
-    return _window_by_window(maps) if windows <= _FEW_WINDOWS else _product_by_product(maps)
+    return _window_by_window(maps) if windows <= _FEW_WINDOWS else _column_by_column(maps)
 
 
 def _window_by_window(maps: Tensor) -> Tensor:
@@ -183,69 +183,99 @@ def _window_by_window(maps: Tensor) -> Tensor:
     weights = torch.outer(*taps).to(maps).flatten()
     patches = maps.unfold(1, len(taps[0]), 1).unfold(2, len(taps[1]), 1).reshape(kernels, -1, len(weights))
     patches = patches.transpose(0, 1)  # (windows, K, pixels)
-    luminance = patches @ weights
+    mean = patches @ weights
     # about each window's own mean: a difference of large products would lose the digits of a small covariance
-    contrast = (patches - luminance[..., None]) * weights.sqrt()
-    luminance_power, contrast_power = luminance.square() + C1 / 2, contrast.square().sum(-1) + C2 / 2
+    contrast = (patches - mean[..., None]) * weights.sqrt()
+    moments = _Moments.of(mean, contrast.square().sum(-1))
+    # One pixel more, whose products are C2.
+    contrast = torch.nn.functional.pad(contrast * math.sqrt(2), (0, 1), value=math.sqrt(C2))
 
-    def similarity(a: slice, b: slice) -> Tensor:
-        block = (contrast[:, a] @ contrast[:, b].mT).mul_(2).add_(C2)
-        block.mul_((luminance[:, a, None] * (2 * luminance[:, None, b])).add_(C1))
-        block.div_(luminance_power[:, a, None] + luminance_power[:, None, b])
-        block.div_(contrast_power[:, a, None] + contrast_power[:, None, b])
-        return block.mean(0)
+    def similarity(a: slice, b: slice, scratch: _Scratch) -> Tensor:
+        ratio = moments.ratio(a, b, scratch)
+        products = torch.bmm(contrast[:, a], contrast[:, b].mT, out=scratch("products", *ratio.shape))
+        return ratio.mul_(products).mean(0)
 
     return _all_pairs(similarity, kernels, len(patches), maps)
 
 
-def _product_by_product(maps: Tensor) -> Tensor:
-    """Maps of any size: the products of all pairs, filtered."""
+def _column_by_column(maps: Tensor) -> Tensor:
+    """Maps of any size: for a column of windows, the products of all pairs summed along rows, then down the column."""
     kernels, height, width = maps.shape
     down, across = _bands(height, maps), _bands(width, maps)
+    taps = 2 * _window(width).to(maps)[:, None]  # 2, for the numerator's
 
     # A covariance ignores offsets: maps about their own mean lose fewer digits. (h, w, K): kernels innermost.
     offset = maps.mean((1, 2))
     centred = (maps - offset[:, None, None]).permute(1, 2, 0).contiguous()
-    mean = _filtered(centred, down, across, _Scratch(maps))
-    variance = (_filtered(centred.square(), down, across, _Scratch(maps)) - mean.square()).clamp_min_(0)
-    luminance = mean + offset
-    luminance_power, contrast_power = luminance.square() + C1 / 2, variance + C2 / 2
-    for factor in (centred, mean, luminance):
-        factor.mul_(math.sqrt(2))  # so that a product of two brings the numerators' 2
+    mean = _filtered(centred, down, across)
+    variance = (_filtered(centred.square(), down, across) - mean.square()).clamp_min_(0)
+    whole = _Moments.of(mean + offset, variance)
+    windows = mean.shape[:2]
 
-    own = threading.local()
+    def similarity(a: slice, b: slice, scratch: _Scratch) -> Tensor:
+        pairs = (a.stop - a.start, b.stop - b.start)
+        total = scratch("total", windows[0], *pairs).zero_()
+        weighted = scratch("weighted", height, len(taps) + 1, pairs[0])
+        seen = scratch("seen", height, len(taps) + 1, pairs[1])
+        weighted[:, -1], seen[:, -1] = C2, 1  # one pixel more, whose products are C2
+        for x in range(windows[1]):
+            torch.mul(centred[:, x : x + len(taps), a], taps, out=weighted[:, :-1])
+            seen[:, :-1] = centred[:, x : x + len(taps), b]
+            half = torch.bmm(weighted.mT, seen, out=scratch("half", height, *pairs))
+            products = scratch("products", *total.shape)
+            for band in down:
+                torch.mm(band.taps, half[band.inputs].flatten(1), out=products[band.outputs].flatten(1))
+            products.addcmul_(mean[:, x, a, None], mean[:, x, None, b], value=-2)
+            column = _Moments(*(moment[:, x] for moment in whole))
+            total.addcmul_(products, column.ratio(a, b, scratch))
+        return total.sum(0) / math.prod(windows)
 
-    def similarity(a: slice, b: slice) -> Tensor:
-        if not hasattr(own, "scratch"):
-            own.scratch = _Scratch(maps)
-        block = _filtered(_pairs(torch.mul, centred, a, b, own.scratch), down, across, own.scratch)
-        block.sub_(_pairs(torch.mul, mean, a, b, own.scratch)).add_(C2)
-        block.mul_(_pairs(torch.mul, luminance, a, b, own.scratch).add_(C1))
-        block.div_(_pairs(torch.add, luminance_power, a, b, own.scratch))
-        block.div_(_pairs(torch.add, contrast_power, a, b, own.scratch))
-        return block.mean((0, 1))
-
-    return _all_pairs(similarity, kernels, height * width, maps)
+    return _all_pairs(similarity, kernels, height, maps)
 
 
-def _all_pairs(similarity: Callable[[slice, slice], Tensor], kernels: int, cells: int, like: Tensor) -> Tensor:
+class _Moments(NamedTuple):
+    """What the similarity needs of each kernel under each window, (..., K)."""
+
+    luminance: Tensor  # √2 μ: a product of two brings the numerator's 2
+    luminance_power: Tensor  # μ² + C1/2
+    contrast_power: Tensor  # σ² + C2/2
+
+    @classmethod
+    def of(cls, mean: Tensor, variance: Tensor) -> _Moments:
+        return cls(math.sqrt(2) * mean, mean.square() + C1 / 2, variance + C2 / 2)
+
+    def ratio(self, a: slice, b: slice, scratch: _Scratch) -> Tensor:
+        """(windows, |a|, |b|), all of the similarity but its factor 2 σab + C2."""
+
+        def pairs(operation: Callable[..., Tensor], moment: Tensor, slot: str) -> Tensor:
+            first, second = moment[:, a, None], moment[:, None, b]
+            return operation(first, second, out=scratch(slot, len(moment), first.shape[1], second.shape[2]))
+
+        power = pairs(torch.add, self.luminance_power, "power").mul_(pairs(torch.add, self.contrast_power, "ratio"))
+        return pairs(torch.mul, self.luminance, "ratio").add_(C1).div_(power)
+
+
+def _all_pairs(
+    similarity: Callable[[slice, slice, _Scratch], Tensor], kernels: int, cells: int, like: Tensor
+) -> Tensor:
     """(K, K), symmetric with ones on the diagonal, from blocks of pairs above it that hold so many ``cells`` a pair."""
     on_cpu = like.device.type == "cpu"
     columns = min(kernels, _CPU_COLUMNS if on_cpu else _GPU_COLUMNS)
-    rows = min(kernels, (_CPU_BLOCK if on_cpu else _GPU_BLOCK) // (columns * cells))
-    if rows == 0:  # no row of pairs fits the cache: a longer one vectorises better
-        columns, rows = min(kernels, 2 * columns), 1
+    rows = max(1, min(columns, (_CPU_BLOCK if on_cpu else _GPU_BLOCK) // (columns * cells)))
     values = like.new_zeros(kernels, kernels)
+    own = threading.local()
 
     def strip(top: int) -> None:
+        if not hasattr(own, "scratch"):
+            own.scratch = _Scratch(like)
         a = slice(top, min(top + rows, kernels))
         for left in range(top, kernels, columns):
             b = slice(left, min(left + columns, kernels))
-            values[a, b] = similarity(a, b)
+            values[a, b] = similarity(a, b, own.scratch)
 
     _each(strip, range(0, kernels, rows), on_cpu)
     values = values.triu(1)
-    return (values + values.T).fill_diagonal_(1)
+    return (values + values.T.contiguous()).fill_diagonal_(1)  # a copy turns in tiles, a sum in single steps
 
 
 def _each(strip: Callable[[int], None], tops: Sequence[int], on_cpu: bool) -> None:
@@ -265,25 +295,10 @@ def _each(strip: Callable[[int], None], tops: Sequence[int], on_cpu: bool) -> No
         torch.set_num_threads(threads)  # part of the setting is the process's
 
 
-def _pairs(operation: Callable[..., Tensor], maps: Tensor, a: slice, b: slice, scratch: _Scratch) -> Tensor:
-    """Kernels ``a`` against kernels ``b``, pixel by pixel: (h, w, K) to (h, w, |a|, |b|)."""
-    first, second = maps[:, :, a, None], maps[:, :, None, b]
-    out = scratch("pairs", *maps.shape[:2], first.shape[2], second.shape[3])
-    return operation(first, second, out=out)
-
-
-def _filtered(maps: Tensor, down: list[_Band], across: list[_Band], scratch: _Scratch) -> Tensor:
-    """G_y · maps · G_xᵀ: (h, w, ...) to (h', w', ...), windows fully inside."""
-    (height, width), rest = maps.shape[:2], maps.shape[2:]
-    maps = maps.reshape(height, -1)
-    half = scratch("half", down[-1].outputs.stop, maps.shape[1])
-    for band in down:
-        torch.mm(band.taps, maps[band.inputs], out=half[band.outputs])
-    half = half.view(len(half), width, -1)
-    whole = scratch("whole", len(half), across[-1].outputs.stop, half.shape[2])
-    for band in across:
-        torch.matmul(band.taps, half[:, band.inputs], out=whole[:, band.outputs])
-    return whole.view(*whole.shape[:2], *rest)
+def _filtered(maps: Tensor, down: list[_Band], across: list[_Band]) -> Tensor:
+    """G_y · maps · G_xᵀ: (h, w, K) to (h', w', K), windows fully inside."""
+    rows = torch.cat([torch.einsum("yh,hwk->ywk", band.taps, maps[band.inputs]) for band in down])
+    return torch.cat([torch.einsum("xw,ywk->yxk", band.taps, rows[:, band.inputs]) for band in across], 1)
 
 
 class _Band(NamedTuple):
