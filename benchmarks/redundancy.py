@@ -57,12 +57,12 @@ def main() -> None:
     image = torch.rand(1, 3, IMAGE, IMAGE)
     convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     shapes: dict[str, tuple[int, ...]] = {}
-    samples: dict[tuple[int, int], Tensor] = {}
+    samples: dict[tuple[int, ...], Tensor] = {}
     similarities: dict[str, Tensor] = {}
 
     def look(name: str, output: Tensor) -> None:
         shapes[name] = tuple(output.shape[1:])
-        samples.setdefault((output.shape[2], output.shape[3]), perceived(output[0, : max(given.pairs, BATCH) + 1]))
+        samples.setdefault(tuple(output.shape[2:]), perceived(output[0, : max(given.pairs, BATCH) + 1]))
 
     with torch.no_grad():
         chains = read_chains(model, image, convs, "activation")
@@ -80,7 +80,7 @@ def main() -> None:
             watch(model, image, convs, chains, compare)
         processor.append(time.process_time() - start)
 
-    pairs_of_size: dict[tuple[int, int], int] = defaultdict(int)
+    pairs_of_size: dict[tuple[int, ...], int] = defaultdict(int)
     for kernels, height, width in shapes.values():
         pairs_of_size[height, width] += kernels * (kernels - 1) // 2
 
@@ -106,6 +106,8 @@ def main() -> None:
 
     print(machine())
     before = peak_memory()
+    ours()
+    memory = peak_memory() - before
     ways = {"radgaze": ours, "scikit-image": lambda: reference("scikit-image", one_by_one, given.pairs)}
     if importlib.util.find_spec("piq"):
         ways["piq"] = lambda: reference("piq", batched, BATCH)
@@ -120,13 +122,11 @@ def main() -> None:
         middle, least, most = ratio(times, fast)
         print(
             f"  {name:13} {min(times):8.0f} to {max(times):.0f} s  EXTRAPOLATED from "
-            f"{BATCH if name == 'piq' else given.pairs} pairs of each map size: {middle:.0f}x ({least:.0f} to {most:.0f})"
+            f"{BATCH if name == 'piq' else given.pairs} pairs each, {middle:.0f}x ({least:.0f} to {most:.0f})"
         )
     print(f"  radgaze       {min(fast):8.2f} to {max(fast):.2f} s  two forward passes included")
     print(f"                {min(processor):8.2f} s of processor time, over all threads")
-    print(
-        f"  memory        {peak_memory() - before:8.0f} MiB more at peak, {results(similarities):.0f} of them results"
-    )
+    print(f"  memory        {memory:8.0f} MiB more at peak, {results(similarities):.0f} of them results")
 
     start = time.perf_counter()
     for values in similarities.values():
@@ -139,7 +139,7 @@ def results(similarities: dict[str, Tensor]) -> float:
     return sum(values.numel() * values.element_size() for values in similarities.values()) / 2**20
 
 
-def error(samples: dict[tuple[int, int], Tensor]) -> float:
+def error(samples: dict[tuple[int, ...], Tensor]) -> float:
     """Greatest difference from scikit-image over the sampled pairs of maps that it can measure."""
     worst = 0.0
     for size, maps in samples.items():

@@ -45,7 +45,7 @@ C1, C2 = 0.01**2, 0.03**2
 # Pixels of the pairs handled at once: the products of a block and what they are filtered to should stay in a CPU's
 # cache; a GPU wants long kernels instead. Kernels lie innermost in memory, so a block is wide enough to vectorise.
 _CPU_BLOCK, _GPU_BLOCK = 1 << 17, 1 << 26
-_CPU_COLUMNS, _GPU_COLUMNS = 256, 1024
+_CPU_COLUMNS, _GPU_COLUMNS = 128, 1024
 # Up to so many windows a map, the pixels of each are multiplied out; beyond, filtering in two steps costs less.
 _FEW_WINDOWS = 16
 # Rows of the banded matrix multiplied at once: few skip more of the zeros beside the band, many use the GEMM better.
