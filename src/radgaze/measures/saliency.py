@@ -510,10 +510,16 @@ def _count_below(pixels: Tensor, thresholds: Tensor, scratch: _Scratch) -> Tenso
     limits = torch.finfo(pixels.dtype)
     scale = ((last - 1) ** 2 / span).clamp(limits.tiny, limits.max)  # never 0 or inf, whose product would be NaN
 
+    # In NumPy, whose root is the rounded one (torch's is not) and whose passes are too short for threads to meet.
     def cells(values: Tensor, out: Tensor) -> Tensor:
         """1 from the lowest threshold, 0 below it, ``last`` above the highest; finer towards the lowest."""
-        squares = torch.sub(values, low, out=out).mul_(scale).add_(1).clamp_(0, last**2).numpy()
-        return torch.from_numpy(np.sqrt(squares, out=squares)).int()  # torch's root is not the rounded one
+        squares = out.numpy()
+        with np.errstate(over="ignore"):  # an infinite distance is clipped
+            np.subtract(values.numpy(), low.numpy(), out=squares)
+            np.multiply(squares, scale.numpy(), out=squares)
+        np.add(squares, 1, out=squares)
+        np.clip(squares, 0, last**2, out=squares)
+        return torch.from_numpy(np.sqrt(squares, out=squares).astype(np.int32))
 
     cell, of_threshold = cells(pixels, scratch(0, pixels)), cells(thresholds, torch.empty_like(thresholds)).long()
     shared = torch.zeros(last + 1, dtype=torch.bool)
