@@ -16,7 +16,8 @@ even number lies between two pixels, and are scaled to sum to 1. A 7 x 7 map is 
 map through ten.
 
 All pairs of K maps: per map the filtered mean and variance are computed once; per pair only the product is filtered.
-The window is separable, so the filter is G_y · X · G_xᵀ with two banded matrices: matrix products alone, on any device.
+The window is separable: along a row, multiplying two maps and filtering the product is one matrix product over the taps
+for all pairs; down the column it is a banded matrix. Matrix products alone, on any device.
 """
 
 from __future__ import annotations
