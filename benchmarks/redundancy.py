@@ -1,31 +1,35 @@
-"""Kernel redundancy: all pairs of kernels of every convolution of a ResNet50, against scikit-image pair by pair.
+"""Kernel redundancy: all pairs of kernels of every convolution of a ResNet50, against scikit-image and piq.
 
-    OMP_NUM_THREADS=2 python benchmarks/redundancy.py [--rounds 3] [--pairs 4]
+    python benchmarks/redundancy.py [--rounds N]
 
-One 224 px image, random weights (the arithmetic is the same for any). scikit-image's loop would take the better part of
-an hour: it is timed on a few pairs of each map size, in the same round, and EXTRAPOLATED by the number of pairs.
+One 224 px image, random weights (the arithmetic is the same for any), two forward passes included. scikit-image's loop
+would take the better part of an hour: it is timed on a few pairs of each map size, in the same round, and EXTRAPOLATED
+by the number of pairs. So is piq, on batches of pairs and all threads. The floor is the filtering alone, by the fewest
+operations (a separable window, 11 taps each way), at the rate of matrix products. The difference is the largest from
+scikit-image on the sampled pairs.
 """
 
 from __future__ import annotations
 
-import argparse
-import resource
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 import torchvision
+from piq import ssim
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
-from _bench import alternate, machine, ratio
+from _bench import Floor, Row, alternate, gemm_rate, row, run
 from radgaze.redundancy import mssim, perceived
 from radgaze.redundancy.capture import read_chains, watch
-from radgaze.redundancy.cover import count_distinct
-from radgaze.redundancy.krm import TAUS
 
 IMAGE = 224
-SMALLEST = 11  # scikit-image takes no map below the window's width; smaller maps are timed at this size
+TAPS = 11
+SMALLEST = TAPS  # the references take no map below the window's width; smaller maps are timed at this size
+PAIRS = 4  # of each map size, timed with scikit-image
+BATCH = 63  # pairs in a call of piq
 
 
 def pair_by_scikit_image(a: Tensor, b: Tensor) -> float:
@@ -35,101 +39,100 @@ def pair_by_scikit_image(a: Tensor, b: Tensor) -> float:
     return float(full[5:-5, 5:-5].mean())
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--pairs", type=int, default=4, help="pairs of each map size timed with scikit-image")
-    given = arguments.parse_args()
+def pairs_by_piq(a: Tensor, b: Tensor) -> Tensor:
+    settings = {"kernel_size": TAPS, "kernel_sigma": 1.5, "data_range": 1.0, "downsample": False}
+    values: Tensor = ssim(a[:, None], b[:, None], reduction="none", **settings)
+    return values
 
-    torch.manual_seed(0)
-    model = torchvision.models.resnet50(weights=None).eval()
-    image = torch.rand(1, 3, IMAGE, IMAGE)
-    convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    shapes: dict[str, tuple[int, ...]] = {}
-    samples: dict[tuple[int, int], Tensor] = {}
-    similarities: dict[str, Tensor] = {}
 
-    def look(name: str, output: Tensor) -> None:
-        shapes[name] = tuple(output.shape[1:])
-        samples.setdefault((output.shape[2], output.shape[3]), perceived(output[0, : given.pairs + 1]))
+class Network:
+    """ResNet50, one image, and the shapes and a few maps of its convolutions' outputs."""
 
-    with torch.no_grad():
-        chains = read_chains(model, image, convs, "activation")
-        watch(model, image, convs, chains, look)
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = torchvision.models.resnet50(weights=None).eval()
+        self.image = torch.rand(1, 3, IMAGE, IMAGE)
+        self.convs = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.Conv2d)}
+        self.pairs_of_size: dict[tuple[int, ...], int] = defaultdict(int)
+        self.samples: dict[tuple[int, ...], Tensor] = {}
+        self.each_output(self.look)
 
-    def compare(name: str, output: Tensor) -> None:
-        similarities[name] = mssim(perceived(output[0]))
-
-    processor: list[float] = []
-
-    def ours() -> None:
-        start = time.process_time()
+    def each_output(self, look: Callable[[str, Tensor], None]) -> None:
         with torch.no_grad():
-            chains = read_chains(model, image, convs, "activation")
-            watch(model, image, convs, chains, compare)
-        processor.append(time.process_time() - start)
+            chains = read_chains(self.model, self.image, self.convs, "activation")
+            watch(self.model, self.image, self.convs, chains, look)
 
-    pairs_of_size: dict[tuple[int, int], int] = defaultdict(int)
-    for kernels, height, width in shapes.values():
-        pairs_of_size[height, width] += kernels * (kernels - 1) // 2
+    def look(self, name: str, output: Tensor) -> None:
+        kernels, *size = output.shape[1:]
+        self.pairs_of_size[tuple(size)] += kernels * (kernels - 1) // 2
+        self.samples.setdefault(tuple(size), perceived(output[0, : BATCH + 1]))
 
-    extrapolated: list[float] = []
-
-    def scikit_image() -> None:
+    def extrapolated(self, way: Callable[[Tensor], None], timed: int) -> float:
+        """Seconds for all pairs, from ``timed`` pairs of each map size."""
         total = 0.0
-        for size, pairs in pairs_of_size.items():
-            maps = samples[size]
+        for size, pairs in self.pairs_of_size.items():
+            maps = self.samples[size]
             if min(size) < SMALLEST:
                 maps = nn.functional.interpolate(maps[None], (SMALLEST, SMALLEST))[0]
             start = time.perf_counter()
-            for other in range(1, given.pairs + 1):
-                pair_by_scikit_image(maps[0], maps[other])
-            total += (time.perf_counter() - start) / given.pairs * pairs
-        extrapolated.append(total)
+            way(maps)
+            total += (time.perf_counter() - start) / timed * pairs
+        return total
 
-    print(machine())
-    before = peak_memory()
-    seconds = alternate({"radgaze": ours, "scikit-image": scikit_image}, given.rounds)
-    reference, fast = extrapolated[-given.rounds :], seconds["radgaze"]
-    middle, least, most = ratio(reference, fast)
-    pairs = sum(pairs_of_size.values())
-    print(f"all-pairs MSSIM of {len(convs)} convolutions of ResNet50, one {IMAGE} px image, {pairs:,} pairs of kernels")
-    print(
-        f"  scikit-image  {min(reference):8.0f} to {max(reference):.0f} s  EXTRAPOLATED from {given.pairs} pairs each"
+    def least_operations(self) -> int:
+        """Of filtering the products of all pairs along one axis, then along the other."""
+        total = 0
+        for (height, width), pairs in self.pairs_of_size.items():
+            rows, columns = (max(1, side - TAPS + 1) for side in (height, width))
+            taps = min(TAPS, height), min(TAPS, width)
+            total += pairs * 2 * (rows * width * taps[0] + rows * columns * taps[1])
+        return total
+
+    def error(self) -> float:
+        """Greatest difference from scikit-image over the sampled pairs of maps that it can measure."""
+        worst = 0.0
+        for size, maps in self.samples.items():
+            if min(size) >= SMALLEST:
+                maps = maps[: PAIRS + 1]
+                expected = [pair_by_scikit_image(maps[0].double(), other.double()) for other in maps]
+                worst = max(worst, float((mssim(maps)[0] - torch.tensor(expected)).abs().max()))
+        return worst
+
+
+def measure(rounds: int) -> list[Row]:
+    network = Network()
+
+    def one_by_one(maps: Tensor) -> None:
+        for other in maps[1 : PAIRS + 1]:
+            pair_by_scikit_image(maps[0], other)
+
+    def batched(maps: Tensor) -> None:
+        pairs_by_piq(maps[:1].expand(BATCH, -1, -1), maps[1 : BATCH + 1])
+
+    references: dict[str, list[float]] = {"scikit-image": [], "piq": []}
+    seconds = alternate(
+        {
+            "radgaze": lambda: network.each_output(lambda _, output: mssim(perceived(output[0]))),
+            "scikit-image": lambda: references["scikit-image"].append(network.extrapolated(one_by_one, PAIRS)),
+            "piq": lambda: references["piq"].append(network.extrapolated(batched, BATCH)),
+        },
+        rounds,
     )
-    print(f"  radgaze       {min(fast):8.2f} to {max(fast):.2f} s  two forward passes included")
-    print(f"                {min(processor):8.2f} s of processor time, over all threads")
-    print(f"  ratio         {middle:8.0f}x ({least:.0f} to {most:.0f})")
-    print(
-        f"  memory        {peak_memory() - before:8.0f} MiB more at peak, {results(similarities):.0f} of them results"
-    )
-
-    start = time.perf_counter()
-    for values in similarities.values():
-        count_distinct(1 - values.clamp_max(1).numpy(), TAUS)
-    print(f"  covers        {time.perf_counter() - start:8.2f} s  distinct kernels, all layers, {len(TAUS)} thresholds")
-    print(f"  error         {error(samples):8.0e} from scikit-image, on the sampled pairs")
-
-
-def results(similarities: dict[str, Tensor]) -> float:
-    return sum(values.numel() * values.element_size() for values in similarities.values()) / 2**20
-
-
-def error(samples: dict[tuple[int, int], Tensor]) -> float:
-    """Greatest difference from scikit-image over the sampled pairs of maps that it can measure."""
-    worst = 0.0
-    for size, maps in samples.items():
-        if min(size) >= SMALLEST:
-            found = mssim(maps)
-            expected = [pair_by_scikit_image(maps[0].double(), other.double()) for other in maps]
-            worst = max(worst, float((found[0] - torch.tensor(expected)).abs().max()))
-    return worst
-
-
-def peak_memory() -> float:
-    """MiB of resident memory at the highest so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pairs = sum(network.pairs_of_size.values())
+    floor = Floor(network.least_operations() / gemm_rate(), "filtering alone")
+    return [
+        row(
+            f"MSSIM of {pairs / 1e6:.1f} M pairs of kernels, {len(network.convs)} convolutions of ResNet50",
+            f"{name}, extrapolated from {timed} pairs of each size",
+            references[name][-rounds:],
+            seconds["radgaze"],
+            target=target,
+            floor=floor,
+            check=f"{network.error():.0e}" if name == "scikit-image" else "",
+        )
+        for name, timed, target in (("scikit-image", PAIRS, 2500), ("piq", BATCH, 1000))
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, 3, __doc__)

@@ -202,6 +202,67 @@ def test_ranks_with_ties_follow_their_definitions(
     torch.testing.assert_close(saliency.shuffled_auc(p**3, f, o, splits=None), shuffled, equal_nan=True)
 
 
+def any_floats(dtype: type[np.floating]) -> st.SearchStrategy[np.ndarray]:
+    """Arrays of one size of everything finite: both zeros, denormals, the extremes, many ties."""
+    limits = np.finfo(dtype)
+    special = [0.0, -0.0, 1.0, np.nextafter(dtype(1), dtype(2)), limits.smallest_subnormal, limits.tiny, limits.max]
+    some = st.sampled_from([dtype(value) for value in special] + [-dtype(value) for value in special])
+    width = limits.bits
+    return arrays(dtype, 40, elements=some | st.floats(width=width, allow_nan=False, allow_infinity=False))
+
+
+@pytest.mark.parametrize("per_cell", [1, 4, 16])
+@settings(max_examples=150, deadline=None)
+@given(pixels=any_floats(np.float32) | any_floats(np.float64), number=st.integers(1, 40))
+def test_pixels_below_a_threshold_are_counted_exactly(per_cell: int, pixels: np.ndarray, number: int) -> None:
+    thresholds = np.sort(pixels[:number])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saliency, "_PIXELS_PER_CELL", per_cell)
+        counted = saliency._count_below(torch.from_numpy(pixels), torch.from_numpy(thresholds), saliency._Scratch())
+    assert counted.tolist() == (pixels[None] < thresholds[:, None]).sum(1).tolist()
+
+
+large = maps(1, (160, 128))[0]
+large_maps = {
+    "uniform": large,
+    "negative logits": large.log() * 30 - 50,
+    "wide dynamic range": (-600 * large).exp(),
+    "wide in float32": (-80 * large).exp(),  # down to its denormals
+    "denormals": 1e-310 * large,
+    "offset": large + 2**20,
+    "eight bits": (255 * large).round(),
+    "constant": torch.full_like(large, 0.1),
+    "both zeros": torch.where(large < 0.5, 0.0, -0.0),
+    "masked": torch.where(large < 0.5, -1e30, large),
+    "hot pixel": torch.where(large == large.max(), 1e30, large),
+}
+
+
+@pytest.mark.parametrize("name", large_maps)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("number", [1, 30, 2000])
+def test_auc_judd_of_a_large_map_is_its_definition(name: str, dtype: torch.dtype, number: int) -> None:
+    assert large.numel() > saliency._COUNTED_MAP
+    p = large_maps[name].to(dtype)
+    p, fixations = torch.stack((p, p.flip(1))), counts(2, (160, 128), number)
+    expected = [curve_auc_judd(a.numpy(), c.numpy()) for a, c in zip(p, fixations, strict=True)]
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-7
+    np.testing.assert_allclose(saliency.auc_judd(p, fixations), expected, rtol=0, atol=tolerance)
+    fixations[0] = 0
+    first, second = saliency.auc_judd(p, fixations).tolist()
+    assert math.isnan(first)
+    assert second == pytest.approx(expected[1], abs=tolerance)
+
+
+def test_auc_judd_does_not_depend_on_how_ranks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, fixations = maps(5, (31, 17)).requires_grad_(), counts(5, (31, 17), 25)
+    by_sorting = saliency.auc_judd(p, fixations)
+    monkeypatch.setattr(saliency, "_COUNTED_MAP", 0)
+    assert torch.equal(saliency.auc_judd(p, fixations), by_sorting)
+    turned = p.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(saliency.auc_judd(turned, fixations), by_sorting)
+
+
 def test_shuffled_auc_is_scikit_learns_area_over_fixations() -> None:
     p, fixations = maps(), counts()
     others = saliency.fixations_of_others(fixations)

@@ -60,6 +60,8 @@ PROBABILITY_FLOOR = float(np.finfo(np.float64).eps)
 
 # Pixels handled at once: on a CPU a few maps should stay in cache between passes; a GPU wants long kernels instead.
 _CPU_CHUNK, _GPU_CHUNK = 1 << 19, 1 << 25
+# Pixels from which a CPU counts below a map's thresholds, in cells of so many pixels on average; smaller maps it sorts.
+_COUNTED_MAP, _PIXELS_PER_CELL = 1 << 14, 8
 
 
 # Maps against maps ---------------------------------------------------------------------------------------------------
@@ -445,8 +447,8 @@ def _auc_judd(p: Tensor, fixations: _Points, scratch: _Scratch) -> Tensor:
     # Each row ends in at least one +inf, a threshold that nothing reaches: the curve's start (0, 0).
     thresholds = fixations.rows(p[fixations.study, fixations.pixel], fill=torch.inf).sort(dim=1).values
     fixated = torch.bincount(fixations.study, minlength=fixations.studies)[:, None].double()
-    # How many of all pixels, and of the fixated ones, lie below each threshold: so values are sorted, not indices.
-    below = torch.searchsorted(_sorted(p, scratch(0, p)), thresholds)
+    # How many of all pixels, and of the fixated ones, lie below each threshold.
+    below = _below(p, thresholds, scratch)
     fixated_below = torch.searchsorted(thresholds, thresholds)
     hits = 1 - fixated_below / fixated
     false_alarms = 1 - (below - fixated_below) / (pixels - fixated)
@@ -482,12 +484,51 @@ def _log_probability(density: _Density, points: _Points) -> Tensor:
     return (density.values[points.study, points.pixel] / total).clamp_min(PROBABILITY_FLOOR).log()
 
 
-def _sorted(maps: Tensor, out: Tensor) -> Tensor:
-    """(b, N) with every row ascending."""
-    if maps.device.type == "cpu":  # NumPy's vectorised sort is some 20 times faster than torch's on a CPU
-        out.copy_(maps).numpy().sort(axis=1)
-        return out
-    return maps.sort(dim=1).values
+def _below(p: Tensor, thresholds: Tensor, scratch: _Scratch) -> Tensor:
+    """(b, k) pixels of each row below each of its thresholds; those ascend, with +inf for none."""
+    if p.device.type != "cpu":
+        return torch.searchsorted(p.sort(dim=1).values, thresholds)
+    if p.shape[1] < _COUNTED_MAP:  # NumPy's vectorised sort is some 20 times faster than torch's on a CPU
+        ordered = scratch(0, p).copy_(p)
+        ordered.numpy().sort(axis=1)
+        return torch.searchsorted(ordered, thresholds)
+    below = torch.full(thresholds.shape, p.shape[1])
+    for row, number in enumerate(thresholds.isfinite().sum(1).tolist()):
+        if number:
+            below[row, :number] = _count_below(p[row], thresholds[row, :number], scratch)
+    return below
+
+
+def _count_below(pixels: Tensor, thresholds: Tensor, scratch: _Scratch) -> Tensor:
+    """(k,) pixels below each of the ascending, finite thresholds: exact, and only a few of the pixels are sorted.
+
+    Pixels and thresholds fall into cells by one function, whose every step is non-decreasing however it rounds: a pixel
+    in a lower cell than a threshold is below it, and only those that share a cell with one remain to be compared.
+    """
+    last = len(pixels) // _PIXELS_PER_CELL
+    low, span = thresholds[0], thresholds[-1] - thresholds[0]
+    limits = torch.finfo(pixels.dtype)
+    scale = ((last - 1) ** 2 / span).clamp(limits.tiny, limits.max)  # never 0 or inf, whose product would be NaN
+
+    # In NumPy, whose root is the rounded one (torch's is not) and whose passes are too short for threads to meet.
+    def cells(values: Tensor, out: Tensor) -> Tensor:
+        """1 from the lowest threshold, 0 below it, ``last`` above the highest; finer towards the lowest."""
+        squares = out.numpy()
+        with np.errstate(over="ignore"):  # an infinite distance is clipped
+            np.subtract(values.numpy(), low.numpy(), out=squares)
+            np.multiply(squares, scale.numpy(), out=squares)
+        np.add(squares, 1, out=squares)
+        np.clip(squares, 0, last**2, out=squares)
+        return torch.from_numpy(np.sqrt(squares, out=squares).astype(np.int32))
+
+    cell, of_threshold = cells(pixels, scratch(0, pixels)), cells(thresholds, torch.empty_like(thresholds)).long()
+    shared = torch.zeros(last + 1, dtype=torch.bool)
+    shared[of_threshold] = True
+    undecided = pixels.numpy()[np.flatnonzero(shared.index_select(0, cell).numpy())]
+    undecided.sort()
+    decided = torch.bincount(cell, minlength=last + 1)
+    decided[of_threshold] = 0
+    return decided.cumsum(0)[of_threshold] + torch.searchsorted(torch.from_numpy(undecided), thresholds)
 
 
 # What goes in --------------------------------------------------------------------------------------------------------
@@ -514,7 +555,7 @@ def _density(name: str, maps: Tensor) -> _Density:
 
 
 def _points(name: str, counts: Tensor) -> _Points:
-    study, pixel = counts.nonzero(as_tuple=True)
+    study, pixel = _nonzero(counts)
     count = counts[study, pixel].double()
     broken = ~(count.isfinite() & (count > 0) & (count == count.round()))
     if broken.any():
@@ -523,6 +564,15 @@ def _points(name: str, counts: Tensor) -> _Points:
             "pass fixation counts (radgaze.gaze.fixation_map), not a blurred map"
         )
     return _Points(study, pixel, count, len(counts))
+
+
+def _nonzero(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """(K,) rows and columns that are not zero, in order."""
+    if maps.device.type == "cpu":  # NumPy finds a few among many some 4 times faster than torch
+        places = torch.from_numpy(np.flatnonzero(maps.bool().numpy()))
+        return places // maps.shape[1], places % maps.shape[1]
+    rows, columns = maps.nonzero(as_tuple=True)
+    return rows, columns
 
 
 def _finite_total(name: str, maps: Tensor) -> Tensor:
