@@ -8,8 +8,8 @@ of all sizes (least squares): 1 is proportional, 2 quadratic. Time that does not
 
 Cohorts are made of generic tables: images of 32x32 pixels, 40 gaze points and a label for each study, 1.1 studies a
 patient. They are imported (two reader processes where there are many), opened and read once from end to end, and
-evaluated with an MT-UNet of width 4 that learned from 64 of them, attention, fixations, classes, Grad-CAM and the
-bootstrap over patients included.
+evaluated with an MT-UNet of width 4 that learned from 64 of them: attention, fixations, classes, and the bootstrap over
+patients, without Grad-CAM.
 """
 
 from __future__ import annotations
@@ -110,10 +110,9 @@ def read_through(studies: int, folder: Path) -> Work:
 
 def evaluated(studies: int, folder: Path) -> Work:
     if not (folder / "run").exists():
-        fit(
-            folder / "cohort", folder / "run", "mt-unet", model={"width": 4}, epochs=1, train_studies=64, progress=False
-        )
-    return lambda: evaluate(folder / "run", split="all", batch_size=64, progress=False)
+        settings = {"model": {"width": 4}, "sigma": 2.0, "epochs": 1, "train_studies": 64}
+        fit(folder / "cohort", folder / "run", "mt-unet", progress=False, **settings)
+    return lambda: evaluate(folder / "run", split="all", batch_size=64, grad_cam=False, progress=False)
 
 
 def write_tables(folder: Path, studies: int) -> None:

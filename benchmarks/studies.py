@@ -8,7 +8,8 @@ papers' canvas, divided by their number; the papers' way (`_papers.py`) is timed
 decoding of the same files, which no way can leave out: pydicom, and OpenCV for three masks. Of the masks radgaze stores
 more than the papers (each lung, both, the mediastinum, the aortic knob), so the size is told for two of them too.
 
-Loading is an epoch in batches of 6 with two loader processes: images, and attention maps as the training needs them.
+Loading is an epoch in batches of 6 with two workers (the papers' are processes, radgaze's threads), attention maps as
+training needs them.
 The papers' way reads saved maps; radgaze's renders them from gaze points, which is what lets it augment them, and so
 there is a row without them too. The floor copies the images' bytes once.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from radgaze.cohort import Cohort
 from radgaze.cohort.phantom import make_phantom
 from radgaze.cohort.sources.egd_cxr import import_egd_cxr
 from radgaze.training.attention import AttentionTarget
-from radgaze.training.data import Batches, CohortDataset, loader
+from radgaze.training.data import Batches, CohortDataset, Loader
 
 STUDIES = 8
 REPEATS = 12  # of the studies in an epoch of loading, so that starting the processes counts for little
@@ -125,18 +127,15 @@ def loading(rounds: int, folder: Path) -> list[Row]:
     files = sorted((folder / "prepared").glob("*.pt"))
     studies = cohort.indices("all").repeat(REPEATS)
 
-    def epoch(batches: DataLoader[object]) -> None:
+    def epoch(batches: Iterable[object]) -> None:
         for _ in batches:
             pass
 
-    def ours(attention: AttentionTarget | None) -> DataLoader[object]:
+    def ours(attention: AttentionTarget | None) -> Loader:
         dataset = CohortDataset(cohort, studies, attention)
-        made: DataLoader[object] = loader(
-            dataset, Batches(len(dataset), BATCH, shuffle=True), workers=WORKERS, pin=False
-        )
-        return made
+        return Loader(dataset, Batches(len(dataset), BATCH, shuffle=True), workers=WORKERS, pin=False)
 
-    loaders: dict[str, DataLoader[object]] = {
+    loaders: dict[str, Iterable[object]] = {
         "papers": DataLoader(
             PreparedStudies(files, REPEATS), BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True
         ),

@@ -33,7 +33,7 @@ from radgaze.cohort.sources.egd_cxr import import_egd_cxr
 from radgaze.models import GazeCAM, MTUNet, Network
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.config import Augmentation, RunConfig
-from radgaze.training.data import Batch, Batches, CohortDataset, loader
+from radgaze.training.data import Batch, Batches, CohortDataset, Loader
 from radgaze.training.methods import METHODS
 from radgaze.training.trainer import Learner, auto_precision, make_optimizer
 
@@ -104,7 +104,7 @@ def losses(step: Step, cohort: Cohort, network: Network, order: int) -> Tensor:
 
     def endless() -> Iterator[Batch]:
         while True:
-            yield from loader(dataset, batches, workers=0, pin=False)
+            yield from Loader(dataset, batches, workers=0, pin=False)
             batches.epoch += 1
 
     torch.manual_seed(0)  # of dropout

@@ -74,11 +74,11 @@ def looks(teacher: Teacher) -> list[int]:
 class TestTeacher:
     def test_scores_are_those_of_the_very_images(self, teacher: Run, cohort: Cohort) -> None:
         config = pupil(teacher, views=2)
-        batch = dataset(config, cohort).__getitems__([(1, 4), (1, 0), (1, 7)])
+        batch = dataset(config, cohort).batch([(1, 4), (1, 0), (1, 7)])
         scores = new_teacher(config, cohort).scores(batch, epoch=1)
         with torch.no_grad():
             expected = teacher.network()(batch.images).logits
-            plain = teacher.network()(CohortDataset(cohort, cohort.indices("train"))[(0, 4)].images).logits
+            plain = teacher.network()(CohortDataset(cohort, cohort.indices("train")).batch([(0, 4)]).images).logits
         torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
         assert not scores.requires_grad
         assert (scores[0] - plain[0]).abs().max() > 1e-3  # augmentation is something to see
@@ -89,7 +89,7 @@ class TestTeacher:
         found, data = new_teacher(config, cohort), dataset(config, cohort)
         seen = looks(found)
         for epoch in (0, 0, 1):
-            found.scores(data.__getitems__([(epoch, 0), (epoch, 1)]), epoch)
+            found.scores(data.batch([(epoch, 0), (epoch, 1)]), epoch)
         assert seen == [2, 2, 2]
 
     def test_each_view_is_looked_at_once(self, teacher: Run, cohort: Cohort) -> None:
@@ -99,21 +99,21 @@ class TestTeacher:
         by_epoch = []
         for epoch in range(4):
             order = [0, 1, 2] if epoch < 2 else [2, 0, 1]
-            scores = found.scores(data.__getitems__([(epoch, position) for position in order]), epoch)
+            scores = found.scores(data.batch([(epoch, position) for position in order]), epoch)
             by_epoch.append(scores[np.argsort(order)])
         assert seen == [3, 3]
         assert torch.equal(by_epoch[2], by_epoch[0])
         assert torch.equal(by_epoch[3], by_epoch[1])
         assert not torch.equal(by_epoch[1], by_epoch[0])
-        found.scores(data.__getitems__([(0, 1), (0, 3)]), 0)  # one of them is new
+        found.scores(data.batch([(0, 1), (0, 3)]), 0)  # one of them is new
         assert seen == [3, 3, 2]
 
     def test_scores_are_shared_through_a_file(self, teacher: Run, cohort: Cohort, tmp_path: Path) -> None:
         config = pupil(teacher, views=1, scores=tmp_path / "deep" / "scores.safetensors")
         data = dataset(config, cohort)
-        everything = data.__getitems__([(0, position) for position in range(len(data))])
+        everything = data.batch([(0, position) for position in range(len(data))])
         first = new_teacher(config, cohort)
-        first.scores(data.__getitems__([(0, 0)]), 0)
+        first.scores(data.batch([(0, 0)]), 0)
         first.save()
         half_way = new_teacher(config, cohort)
         assert torch.equal(half_way.known.isnan().any(2), torch.tensor([[False] + [True] * (len(data) - 1)]))
@@ -144,13 +144,13 @@ class TestTeacher:
         where = blob_cohort(tmp_path / "other", studies=30) if change == "cohort" else cohort
         found = new_teacher(config, where)
         assert found.known.isnan().all()
-        batch = dataset(config, where)[(0, 0)]
+        batch = dataset(config, where).batch([(0, 0)])
         assert not (found.scores(batch, 0) == 7.0).any()
 
     def test_a_file_without_views_is_never_written(self, teacher: Run, cohort: Cohort, tmp_path: Path) -> None:
         config = pupil(teacher, scores=tmp_path / "scores.safetensors")
         found = new_teacher(config, cohort)
-        found.scores(dataset(config, cohort)[(0, 0)], 0)
+        found.scores(dataset(config, cohort).batch([(0, 0)]), 0)
         found.save()
         assert list(tmp_path.iterdir()) == []
 
@@ -238,15 +238,15 @@ class TestTraining:
     def test_views_come_again(self, cohort: Cohort) -> None:
         config = RunConfig.parse({"augmentation": {"views": 3}})
         data = dataset(config, cohort)
-        views = [data.__getitems__([(epoch, 0), (epoch, 5)]).images for epoch in range(7)]
+        views = [data.batch([(epoch, 0), (epoch, 5)]).images for epoch in range(7)]
         assert torch.equal(views[3], views[0])
         assert torch.equal(views[4], views[1])
         assert torch.equal(views[6], views[0])
         assert not torch.equal(views[1], views[0])
         assert not torch.equal(views[2], views[1])
         endless = dataset(RunConfig.parse({"augmentation": Augmentation().model_dump()}), cohort)
-        assert torch.equal(endless[(1, 0)].images[0], views[1][0])
-        assert not torch.equal(endless[(3, 0)].images[0], views[0][0])
+        assert torch.equal(endless.batch([(1, 0)]).images[0], views[1][0])
+        assert not torch.equal(endless.batch([(3, 0)]).images[0], views[0][0])
 
 
 class TestInitialWeights:

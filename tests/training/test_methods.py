@@ -51,7 +51,7 @@ def test_control_shares_everything_but_the_objective(guided: Run, large_cohort: 
 
 def test_attention_is_rendered_on_the_cams_grid(large_cohort: Cohort) -> None:
     dataset = CohortDataset(large_cohort, large_cohort.indices("train"), AttentionTarget("gaze", "gg-cam"), (3, 2))
-    batch = dataset.__getitems__([(0, 0), (0, 1)])
+    batch = dataset.batch([(0, 0), (0, 1)])
     assert batch.attention.shape == (2, 3, 2)
     torch.testing.assert_close(batch.attention.amax((1, 2)), torch.ones(2))  # divided by its maximum
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from radgaze.cohort import Cohort
 from radgaze.models import Output
 from radgaze.training.attention import AttentionTarget
-from radgaze.training.data import Batch, Batches, CohortDataset, loader
+from radgaze.training.data import Batch, Batches, CohortDataset, Loader
 
 __all__ = ["predict_studies", "probabilities"]
 
@@ -43,7 +43,7 @@ def predict_studies(
     network = network.to(memory_format=torch.channels_last)
     dataset = CohortDataset(cohort, np.asarray(studies, dtype=np.int64), attention)
     batches = Batches(len(dataset), batch_size, shuffle=False)
-    for batch in loader(dataset, batches, workers=0, pin=device.type == "cuda"):
+    for batch in Loader(dataset, batches, workers=0, pin=device.type == "cuda"):
         batch = batch.to(device, channels_last=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = network(batch.images)

@@ -250,7 +250,7 @@ class Loop:
             attention if objective.needs_attention else None,
             network.attention_size(self.cohort.size),
         )
-        batch = dataset.__getitems__([(0, position) for position in range(len(self.probes))])
+        batch = dataset.batch([(0, position) for position in range(len(self.probes))])
         terms = objective.terms(network(batch.images), batch)
         objective.combine({name: term.mean for name, term in terms.items()}).backward()
 

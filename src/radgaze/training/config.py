@@ -100,7 +100,7 @@ class RunConfig(Strict):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int | Literal["auto"] = 1
     nodes: int = Field(default=1, ge=1)
-    workers: int = Field(default=0, ge=0)  # loader processes; the memory map feeds a CPU step from none
+    workers: int = Field(default=0, ge=0)  # threads that make batches ahead; a CPU step does without
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @classmethod

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from radgaze.cohort import Cohort
 from radgaze.cohort.splits import subset_by_patient
@@ -20,7 +21,7 @@ from radgaze.training.attention import AttentionTarget
 from radgaze.training.augment import draw_motion, shade
 from radgaze.training.config import Augmentation, RunConfig
 
-__all__ = ["Batch", "Batches", "CohortDataset", "load_images", "loader", "training_studies"]
+__all__ = ["Batch", "Batches", "CohortDataset", "Loader", "load_images", "training_studies"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ def load_images(cohort: Cohort, studies: Sequence[int]) -> Tensor:
     return (pixels / pixels.flatten(1).amax(1).clamp(min=1).view(-1, 1, 1))[:, None]
 
 
+# Batches made ahead for each thread: one to be taken, one in the making.
+AHEAD = 2
+
+
 def training_studies(cohort: Cohort, config: RunConfig) -> NDArray[np.int64]:
     """Rows of the training split that a run learns from: all, or ``config.train_studies`` of them.
 
@@ -89,8 +94,8 @@ def training_studies(cohort: Cohort, config: RunConfig) -> NDArray[np.int64]:
     return rows[subset_by_patient(patients, [strata[row] for row in rows], config.train_studies, seed)]
 
 
-class CohortDataset(Dataset[Batch]):
-    """Whole batches at a time (``__getitems__``); an item is ``(epoch, position)``, so augmentation needs no state.
+class CohortDataset:
+    """Makes whole batches at a time; an item is ``(epoch, position)``, so augmentation needs no state.
 
     Args:
         cohort: Open cohort.
@@ -117,10 +122,8 @@ class CohortDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.studies)
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch:
-        return self.__getitems__([item])
-
-    def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
+    def batch(self, items: Sequence[tuple[int, int]]) -> Batch:
+        """The studies at some positions, as they look in some epochs; safe to call from several threads."""
         positions = [position for _, position in items]
         studies = [int(self.studies[position]) for position in positions]
         images = load_images(self.cohort, studies)
@@ -145,7 +148,7 @@ class CohortDataset(Dataset[Batch]):
         )
 
 
-class Batches(Sampler[list[tuple[int, int]]]):
+class Batches:
     """Splits an epoch into batches of nearly equal size, shuffled by (seed, epoch), shared out over processes.
 
     Nearly equal, because a last batch of one study would spoil the batch statistics. Set :attr:`epoch` before use.
@@ -177,25 +180,59 @@ class Batches(Sampler[list[tuple[int, int]]]):
                 yield [(self.epoch, int(position)) for position in part]
 
 
-def loader(dataset: CohortDataset, batches: Batches, *, workers: int, pin: bool) -> DataLoader[Batch]:
-    """Batches made in this process, or ahead of time in ``workers`` others, which stay for all epochs.
+class Loader:
+    """The batches of an epoch, made as they are asked for, or ahead of time by threads.
 
-    Those come from a server that has imported this module and nothing more, and open the cohort themselves. They are
-    not forks of this process: a fork has the locks of Polars' threads but not the threads, and waits for them forever.
+    Threads, not processes: reading the memory map, moving pixels and rendering gaze all happen in native code that lets
+    other threads run, and a batch needs no copying from one process to the next, which costs more than making it. A
+    fork, besides, has the locks of Polars' threads but not the threads, and may wait for them forever.
+
+    Args:
+        dataset: Makes the batches.
+        batches: Which studies make a batch; its epoch may change between epochs.
+        workers: Threads; 0 makes each batch when it is asked for.
+        pin: Put batches into page-locked memory, for a GPU.
     """
-    if workers:
-        multiprocessing.set_forkserver_preload([__name__])
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=as_made,
-        pin_memory=pin,
-        persistent_workers=workers > 0,
-        multiprocessing_context="forkserver" if workers else None,
-    )
+
+    def __init__(self, dataset: CohortDataset, batches: Batches, *, workers: int, pin: bool) -> None:
+        self.dataset, self.batches, self.workers, self.pin = dataset, batches, workers, pin
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if not self.workers:
+            yield from map(self.make, self.batches)
+            return
+        pool = single_threaded(self.workers)
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for items in self.batches:
+                waiting.append(pool.submit(self.make, items))
+                if len(waiting) > AHEAD * self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def make(self, items: list[tuple[int, int]]) -> Batch:
+        batch = self.dataset.batch(items)
+        return batch.pin_memory() if self.pin else batch
 
 
-def as_made(batch: Batch) -> Batch:
-    """``CohortDataset.__getitems__`` has made the batch already."""
-    return batch
+def single_threaded(workers: int) -> ThreadPoolExecutor:
+    """Threads that each compute alone: their parallelism is that there are several."""
+    threads = torch.get_num_threads()
+    started = threading.Barrier(workers + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(workers, initializer=start)
+    for _ in range(workers):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(threads)  # part of the setting is the process's
+    return pool

@@ -30,7 +30,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from radgaze.cohort import Cohort
@@ -42,7 +41,7 @@ from radgaze.models.build import save_tensors
 from radgaze.objectives import Distilled
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.config import RunConfig
-from radgaze.training.data import Batch, Batches, CohortDataset, loader, training_studies
+from radgaze.training.data import Batch, Batches, CohortDataset, Loader, training_studies
 from radgaze.training.distillation import Teacher, open_teacher
 from radgaze.training.methods import Objective, find_method, network_config, resolve
 from radgaze.training.runs import Checkpoint, Run, TrainingState, environment
@@ -291,7 +290,7 @@ class Trainer:
 
     def make_loader(
         self, studies: NDArray[np.int64], attention: AttentionTarget | None, training: bool
-    ) -> tuple[DataLoader[Batch], Batches]:
+    ) -> tuple[Loader, Batches]:
         config = self.config
         dataset = CohortDataset(
             self.cohort,
@@ -310,7 +309,7 @@ class Trainer:
             world=self.fabric.world_size,
         )
         pin = self.fabric.device.type == "cuda"
-        return loader(dataset, batches, workers=config.workers, pin=pin), batches
+        return Loader(dataset, batches, workers=config.workers, pin=pin), batches
 
     def run(self) -> None:
         if self.checkpoint.exists():
