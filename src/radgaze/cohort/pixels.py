@@ -202,19 +202,33 @@ def resample_mask(mask: npt.NDArray[np.uint8], grid: Grid) -> npt.NDArray[np.uin
     A cell is unknown (255) where that depends on its unknown part. Outside the image is outside the mask.
     """
     tolerance = 1e-5  # the averages are float32: a cell that is half inside must count as such
-    inside = area_average(mask == 1, grid)
+    inside = _share(mask == 1, grid)
     sampled = (inside >= 0.5 - tolerance).astype(np.uint8)
-    unknown = mask == UNKNOWN
-    if unknown.any():
-        possible = inside + area_average(unknown, grid) >= 0.5 - tolerance
+    if mask.max() == UNKNOWN:
+        possible = inside + _share(mask == UNKNOWN, grid) >= 0.5 - tolerance
         sampled[possible & (sampled == 0)] = UNKNOWN
     return sampled
 
 
-def area_average(image: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.float32]:
-    """An image (H, W) averaged onto ``grid``: (h, w) in the image's own units, zero outside it."""
-    rows = _overlaps(image.shape[0], grid.height, grid.y0, grid.dy)
-    columns = _overlaps(image.shape[1], grid.width, grid.x0, grid.dx)
+def _share(where: npt.NDArray[np.bool_], grid: Grid) -> npt.NDArray[np.float32]:
+    """:func:`area_average` of a structure, which lies in a part of the image: only that part is looked at."""
+    rows, columns = (np.flatnonzero(where.any(axis)) for axis in (1, 0))
+    if len(rows) == 0:
+        return np.zeros((grid.height, grid.width), np.float32)
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return area_average(where, grid, part)
+
+
+def area_average(
+    image: npt.NDArray[Any], grid: Grid, part: tuple[slice, slice] = (slice(None), slice(None))
+) -> npt.NDArray[np.float32]:
+    """An image (H, W) averaged onto ``grid``: (h, w) in the image's own units, zero outside it.
+
+    Of an image that is zero outside some rows and columns, only that ``part`` need be read.
+    """
+    rows = _overlaps(image.shape[0], grid.height, grid.y0, grid.dy)[:, part[0]]
+    columns = _overlaps(image.shape[1], grid.width, grid.x0, grid.dx)[:, part[1]]
+    image = image[part]
     shrunk = rows @ np.ascontiguousarray(image, dtype=np.float32)
     return np.asarray((columns @ np.ascontiguousarray(shrunk.T)).T)
 
@@ -238,6 +252,8 @@ def _overlaps(source: int, count: int, start: float, step: float) -> scipy.spars
 
 
 def _as_brightness(values: npt.NDArray[Any], path: Path | Upload) -> Pixels:
+    if values.dtype in (np.uint8, np.uint16):
+        return values.astype(np.uint16, copy=False)
     if not np.issubdtype(values.dtype, np.integer):
         if not np.isfinite(values).all():
             raise InputError(f"Image {str(path)!r} has pixels that are not finite; expected numbers, export it again.")
@@ -391,6 +407,8 @@ def _through_luts(stored: npt.NDArray[Any], dataset: pydicom.Dataset) -> npt.NDA
     if np.issubdtype(table.dtype, np.floating):
         whole = np.rint(table)
         table = whole.astype(np.int64) if np.array_equal(whole, table) else table.astype(np.float32)
+    if np.issubdtype(table.dtype, np.integer) and 0 <= table.min() and table.max() <= 65535:
+        table = table.astype(np.uint16)  # a quarter of the bytes for every pixel that is looked up
     shown = np.empty(stored.shape, table.dtype)
     for rows in range(0, len(stored), _BLOCK_ROWS):
         block = slice(rows, rows + _BLOCK_ROWS)

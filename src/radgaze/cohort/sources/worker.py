@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import zlib
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +49,7 @@ class PixelWorker:
         """Read the image and its masks (a list of files for each structure, empty where there is none)."""
         self._pixels, _ = read_image(Path(image))
         # a file may serve several structures: each lung is one, and both are the lungs
-        read = {path: read_mask(Path(path)) for paths in masks for path in paths}
+        read = {path: read_mask(Path(path)) for path in dict.fromkeys(chain.from_iterable(masks))}
         self._inside = [unite_masks([read[path] for path in paths]) if paths else None for paths in masks]
         for paths, inside in zip(masks, self._inside, strict=True):
             if inside is not None and inside.shape != self._pixels.shape:
