@@ -3,9 +3,10 @@
     python benchmarks/inference.py [--rounds N]
 
 MT-UNet of width 64 at 640x512, GG-CAM on ResNet50 at 224x224, and a ResNet shrunk to about 125,000 parameters (the
-structure that KRM found on real radiographs, see docs/results.md) at 224x224, in batches of one, five in each turn. The networks are
-exported by `radgaze.export` from runs trained for a step on synthetic studies: the arithmetic is that of any weights.
-Their accuracy means nothing, so it is not asked for here; docs/export.md has what int8 costs a trained network.
+structure that KRM found on real radiographs, see docs/results.md) at 224x224, in batches of one, five in each turn.
+The networks are exported by `radgaze.export` from runs trained for a step on synthetic studies: the arithmetic is that
+of any weights. Their accuracy means nothing, so it is not asked for here; docs/export.md has what int8 costs a trained
+network.
 
 bf16 and int8 are OpenVINO's. The floor is the network's arithmetic at the rate of this machine's convolutions in bf16;
 int8 may go below it. The difference is the largest of an output, relative to its scale, that the export measured.
