@@ -6,6 +6,7 @@ import io
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from radgaze.cohort import pixels as module
 from radgaze.cohort.pixels import (
     UNKNOWN,
+    TooManyPixels,
     Upload,
     image_size,
     read_image,
@@ -201,6 +203,55 @@ def test_damaged_dicom_is_named(tmp_path: Path) -> None:
     (tmp_path / "junk.dcm").write_bytes(b"not a dicom file")
     with pytest.raises(InputError, match="lacks the header"):
         read_image(tmp_path / "junk.dcm")
+
+
+def deflated(path: Path, extra: int) -> Path:
+    """A small deflated DICOM file with so many zeros in a private element."""
+    plain = pydicom.dcmread(write_dicom(path, np.arange(64, dtype=np.uint8).reshape(8, 8)))
+    plain.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    plain.add_new(0x00091010, "OB", bytes(extra))
+    plain.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_a_deflated_dicom_that_swells_is_refused_before_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, bomb = deflated(tmp_path / "honest.dcm", 64), deflated(tmp_path / "bomb.dcm", 10_000_000)
+    assert bomb.stat().st_size < 50_000
+    monkeypatch.setattr(module, "MAX_PIXELS", 10_000)
+    for source in (honest, Upload(honest.read_bytes(), "honest")):
+        assert read_image(source)[0].tolist() == np.arange(64).reshape(8, 8).tolist()
+        assert image_size(source) == (8, 8)
+    monkeypatch.setattr(pydicom, "dcmread", None)  # it would inflate the file
+    for source in (bomb, Upload(bomb.read_bytes(), "bomb")):
+        for look in (read_image, image_size):
+            with pytest.raises(TooManyPixels, match=r"bomb.* is a deflated DICOM file of more than 80,000 bytes"):
+                look(source)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "settings"),
+    [
+        (pydicom.uid.JPEGBaseline8Bit, {"format": "JPEG", "quality": 100}),
+        (pydicom.uid.JPEG2000Lossless, {"format": "JPEG2000", "no_jp2": True}),
+    ],
+)
+def test_a_compressed_image_of_another_size_than_its_header_is_refused(
+    tmp_path: Path, syntax: str, settings: dict[str, Any]
+) -> None:
+    pixels = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30).clip(0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, **settings)
+    honest = pydicom.dcmread(write_dicom(tmp_path / "honest.dcm", pixels))
+    honest.file_meta.TransferSyntaxUID = syntax
+    honest.PixelData = pydicom.encaps.encapsulate([stream.getvalue()])
+    honest.save_as(tmp_path / "honest.dcm", enforce_file_format=True)
+    assert np.abs(read_image(tmp_path / "honest.dcm")[0].astype(int) - pixels).max() <= 2
+    honest.Rows, honest.Columns = 10, 15
+    honest.save_as(tmp_path / "other.dcm", enforce_file_format=True)
+    with pytest.raises(InputError, match=r"is 10x15 .* by its header and 20x30 by its compressed image"):
+        read_image(tmp_path / "other.dcm")
 
 
 def test_real_radiograph_reads_alike_in_three_encodings(shared_data: Callable[[str], Path]) -> None:

@@ -11,19 +11,24 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 import scipy.sparse
 from PIL import Image, UnidentifiedImageError
+from pydicom.encaps import get_frame
+from pydicom.filereader import _read_file_meta_info
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from radgaze.errors import InputError
 
@@ -47,6 +52,9 @@ __all__ = [
 
 MAX_PIXELS = 150_000_000  # a large radiograph has 25 million; more than this is a damaged or hostile header
 UNKNOWN = 255
+
+_BYTES_PER_PIXEL = 8  # of a DICOM file, inflated: 16 bits in three colours and a generous header
+_INFLATED_AT_ONCE = 1 << 20
 
 _TIFF_PHOTOMETRIC, _TIFF_MIN_IS_WHITE = 262, 0
 
@@ -126,7 +134,7 @@ def image_size(path: Path | Upload, most: int | None = None) -> tuple[int, int]:
         raise InputError(f"Image {str(path)!r} does not exist; check the path in the table and the image folder.")
     try:
         if _is_dicom(path):
-            header = _open_dicom(path, stop_before_pixels=True)
+            header = _open_dicom(path, most, stop_before_pixels=True)
             return _checked_size(header.get("Rows") or 0, header.get("Columns") or 0, path, most)
         with _open_picture(path) as picture:
             return _checked_size(picture.height, picture.width, path, most)
@@ -339,7 +347,8 @@ def _is_dicom(path: Path | Upload) -> bool:
     return start[128:] == b"DICM" or suffix.lower() in (".dcm", ".dicom")
 
 
-def _open_dicom(path: Path | Upload, **options: Any) -> pydicom.Dataset:
+def _open_dicom(path: Path | Upload, most: int | None = None, **options: Any) -> pydicom.Dataset:
+    _refuse_swelling(path, _BYTES_PER_PIXEL * (MAX_PIXELS if most is None else most))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom remarks on every odd header value
@@ -352,6 +361,81 @@ def _open_dicom(path: Path | Upload, **options: Any) -> pydicom.Dataset:
         raise InputError(
             f"Image {str(path)!r} is no readable DICOM file ({type(error).__name__}); fetch or export it again."
         ) from error
+
+
+def _refuse_swelling(path: Path | Upload, most: int) -> None:
+    """Refuse a deflated DICOM file that would inflate to more than ``most`` bytes; pydicom inflates all of it to read
+    its header."""
+    if isinstance(path, Upload):
+        try:
+            size = _inflated_size(path, most)
+        finally:
+            path.seek(0)
+    else:
+        with path.open("rb") as file:
+            size = _inflated_size(file, most)
+    if size > most:
+        raise TooManyPixels(
+            f"Image {str(path)!r} is a deflated DICOM file of more than {most:,} bytes once inflated; save it "
+            "without deflating it."
+        )
+
+
+def _inflated_size(file: IO[bytes], most: int) -> int:
+    """Bytes of the deflated part of a DICOM file, counted no further than just above ``most``; 0 if it has none.
+
+    A file that cannot be read so far is left to pydicom, whose errors say why.
+    """
+    file.seek(128)
+    if file.read(4) != b"DICM":
+        return 0
+    try:
+        meta = _read_file_meta_info(file)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return 0
+        inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+        size, rest = 0, file.read()
+        while rest and not inflating.eof and size <= most:
+            size += len(inflating.decompress(rest, _INFLATED_AT_ONCE))
+            rest = inflating.unconsumed_tail
+        return size
+    except Exception:  # as many kinds as pydicom raises for damaged headers
+        return 0
+
+
+def _refuse_other_size(dataset: pydicom.Dataset, path: Path | Upload) -> None:
+    """Refuse a compressed image whose stream has another size than the header: the decoder would follow the stream."""
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    size = _stream_size(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    header = int(dataset.Rows), int(dataset.Columns)
+    if size is not None and size != header:
+        raise InputError(
+            f"DICOM {str(path)!r} is {header[0]}x{header[1]} (height x width) by its header and {size[0]}x{size[1]} by "
+            "its compressed image; fetch or export it again."
+        )
+
+
+def _stream_size(stream: bytes) -> tuple[int, int] | None:
+    """(H, W) that a JPEG, JPEG-LS or JPEG 2000 stream says it has; None for other streams."""
+    codestream = stream.find(b"\xff\x4f\xff\x51")  # JPEG 2000: start of codestream, then its size
+    if codestream >= 0 and not stream.startswith(b"\xff\xd8"):
+        right, bottom, left, top = struct.unpack_from(">4I", stream, codestream + 8)
+        return bottom - top, right - left
+    if not stream.startswith(b"\xff\xd8"):
+        return None
+    place = 2
+    while place + 9 <= len(stream):
+        marker, length = struct.unpack_from(">HH", stream, place)
+        if marker == 0xFFFF:  # fill
+            place += 1
+            continue
+        # start of frame: C0 to CF but Huffman tables (C4), extensions (C8), arithmetic conditioning (CC); F7 in JPEG-LS
+        if marker == 0xFFF7 or (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)):
+            height, width = struct.unpack_from(">HH", stream, place + 5)
+            return height, width
+        place += 2 + length
+    return None
 
 
 def _read_dicom(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
@@ -369,6 +453,7 @@ def _read_dicom(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
         _checked_size(dataset.get("Rows") or 0, dataset.get("Columns") or 0, path)
         photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
         info = ImageInfo("DICOM", int(dataset.get("BitsStored") or 0), photometric)
+        _refuse_other_size(dataset, path)
         stored = dataset.pixel_array  # pydicom masks unused bits, extends the sign, and turns YBR into RGB
         if photometric == "PALETTE COLOR":
             stored = apply_color_lut(stored, dataset)

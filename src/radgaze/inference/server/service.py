@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,8 +13,6 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-from pydicom.filereader import _read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from radgaze.cohort.pixels import TooManyPixels, Upload, image_size
 from radgaze.errors import InputError
@@ -31,9 +28,6 @@ from radgaze.inference.server.worker import STOPPING, Worker
 __all__ = ["Service"]
 
 T = TypeVar("T")
-DEFLATED = DeflatedExplicitVRLittleEndian.encode()
-INFLATE_BYTES = 1 << 20
-BYTES_PER_PIXEL = 8  # of a DICOM file, inflated: 16 bits in three colours and a generous header
 
 
 class Service:
@@ -203,7 +197,6 @@ class Service:
         """The picture without its pixels, of which only the size is needed from here on, and its preview."""
         upload = Upload(bytes(file.content), file.name)
         try:
-            refuse_swelling(upload, BYTES_PER_PIXEL * self.settings.max_pixels)
             image_size(upload, self.settings.max_pixels)
             picture = predictor.read(upload)
         except TooManyPixels as error:
@@ -224,37 +217,3 @@ class Service:
             return await self.in_thread(lambda: encode(room.compared(index, name, prediction) | extra))
         except InputError as error:
             raise Refusal(400, str(error)) from None
-
-
-def refuse_swelling(upload: Upload, most: int) -> None:
-    """Refuse a deflated DICOM file that would inflate to more than ``most`` bytes, before it is inflated for reading.
-
-    Raises:
-        TooManyPixels: It would.
-        InputError: Its header is damaged.
-    """
-    content = upload.getbuffer()
-    if bytes(content[128:132]) != b"DICM" or DEFLATED not in upload.getvalue():
-        return
-    try:
-        upload.seek(132)
-        meta = _read_file_meta_info(upload)
-        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            return
-        inflating = zlib.decompressobj(-zlib.MAX_WBITS)
-        size, rest = 0, upload.read()
-        while rest and not inflating.eof and size <= most:
-            size += len(inflating.decompress(rest, INFLATE_BYTES))
-            rest = inflating.unconsumed_tail
-    except (zlib.error, EOFError, ValueError, KeyError, NotImplementedError):
-        raise InputError(
-            f"Image {str(upload)!r} is a damaged DICOM file (its deflated part cannot be read); fetch or export it "
-            "again."
-        ) from None
-    finally:
-        upload.seek(0)
-    if size > most:
-        raise TooManyPixels(
-            f"Image {str(upload)!r} is a deflated DICOM file of more than {most:,} bytes once inflated; save it "
-            "without deflating it."
-        )
