@@ -492,7 +492,7 @@ def _through_luts(stored: npt.NDArray[Any], dataset: pydicom.Dataset) -> npt.NDA
     if np.issubdtype(table.dtype, np.floating):
         whole = np.rint(table)
         table = whole.astype(np.int64) if np.array_equal(whole, table) else table.astype(np.float32)
-    if np.issubdtype(table.dtype, np.integer) and 0 <= table.min() and table.max() <= 65535:
+    if np.issubdtype(table.dtype, np.integer) and table.min() >= 0 and table.max() <= 65535:
         table = table.astype(np.uint16)  # a quarter of the bytes for every pixel that is looked up
     shown = np.empty(stored.shape, table.dtype)
     for rows in range(0, len(stored), _BLOCK_ROWS):
