@@ -60,6 +60,7 @@ _TIFF_PHOTOMETRIC, _TIFF_MIN_IS_WHITE = 262, 0
 
 logging.getLogger("pydicom").setLevel(logging.ERROR)  # its warnings quote values of headers
 
+_BAND_CELLS = 32
 _BLOCK_ROWS = 64  # indexing through a table is five times faster while its indices stay in the cache
 
 Pixels = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
@@ -210,35 +211,39 @@ def resample_mask(mask: npt.NDArray[np.uint8], grid: Grid) -> npt.NDArray[np.uin
     A cell is unknown (255) where that depends on its unknown part. Outside the image is outside the mask.
     """
     tolerance = 1e-5  # the averages are float32: a cell that is half inside must count as such
-    inside = _share(mask == 1, grid)
+    inside = area_average(mask == 1, grid)
     sampled = (inside >= 0.5 - tolerance).astype(np.uint8)
     if mask.max() == UNKNOWN:
-        possible = inside + _share(mask == UNKNOWN, grid) >= 0.5 - tolerance
+        possible = inside + area_average(mask == UNKNOWN, grid) >= 0.5 - tolerance
         sampled[possible & (sampled == 0)] = UNKNOWN
     return sampled
 
 
-def _share(where: npt.NDArray[np.bool_], grid: Grid) -> npt.NDArray[np.float32]:
-    """:func:`area_average` of a structure, which lies in a part of the image: only that part is looked at."""
-    rows, columns = (np.flatnonzero(where.any(axis)) for axis in (1, 0))
-    if len(rows) == 0:
-        return np.zeros((grid.height, grid.width), np.float32)
-    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return area_average(where, grid, part)
-
-
-def area_average(
-    image: npt.NDArray[Any], grid: Grid, part: tuple[slice, slice] = (slice(None), slice(None))
-) -> npt.NDArray[np.float32]:
-    """An image (H, W) averaged onto ``grid``: (h, w) in the image's own units, zero outside it.
-
-    Of an image that is zero outside some rows and columns, only that ``part`` need be read.
-    """
-    rows = _overlaps(image.shape[0], grid.height, grid.y0, grid.dy)[:, part[0]]
-    columns = _overlaps(image.shape[1], grid.width, grid.x0, grid.dx)[:, part[1]]
-    image = image[part]
-    shrunk = rows @ np.ascontiguousarray(image, dtype=np.float32)
+def area_average(image: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.float32]:
+    """An image (H, W) averaged onto ``grid``: (h, w) in the image's own units, zero outside it."""
+    shrunk = np.zeros((grid.height, image.shape[1]), np.float32)
+    for cells, pixels, weights in _bands(image.shape[0], grid.height, grid.y0, grid.dy):
+        band = image[pixels]
+        if band.any():  # most of a mask is empty
+            shrunk[cells] = weights @ band.astype(np.float32)
+    columns = _overlaps(image.shape[1], grid.width, grid.x0, grid.dx)
     return np.asarray((columns @ np.ascontiguousarray(shrunk.T)).T)
+
+
+@lru_cache(maxsize=64)
+def _bands(source: int, count: int, start: float, step: float) -> list[tuple[slice, slice, scipy.sparse.csr_array]]:
+    """:func:`_overlaps` cut into bands: some cells, the source pixels that reach them, and the weights between.
+
+    A band of the image fits the cache as float32, the whole does not.
+    """
+    weights, bands = _overlaps(source, count, start, step), []
+    for top in range(0, count, _BAND_CELLS):
+        cells = slice(top, min(top + _BAND_CELLS, count))
+        reached = weights[cells].indices
+        if len(reached):
+            pixels = slice(int(reached.min()), int(reached.max()) + 1)
+            bands.append((cells, pixels, weights[cells][:, pixels]))
+    return bands
 
 
 @lru_cache(maxsize=64)  # a data set has few image sizes
