@@ -51,7 +51,8 @@ SHRUNK: dict[str, Any] = {
         "output_stride": 16,
     },
 }
-REPEATS = 5  # images in each turn
+REPEATS = 5  # images in each turn,
+LONG = 0.1  # but one of a network that cannot take less than so many seconds
 TARGETS = {"bf16": 11, "int8": 20}
 
 
@@ -77,6 +78,7 @@ class Case:
         self.network, self.image = run.network().eval(), torch.rand(1, 1, *run.size)
         self.shape = f"{run.size[0]}x{run.size[1]}"
         self.parameters, self.floor = run.content["parameters"], floor
+        self.repeats = REPEATS if floor.seconds < LONG else 1
         exports = {precision: exported(run, precision) for precision in ("fp32", *TARGETS)}
         self.engines = {precision: engine for precision, (engine, _) in exports.items()}
         self.apart = {precision: apart for precision, (_, apart) in exports.items()}
@@ -90,7 +92,7 @@ class Case:
     @torch.no_grad()
     def repeated(self, call: Callable[[Tensor], object]) -> None:
         """As in use, one image after the other: the first of a round finds the caches full of another network."""
-        for _ in range(REPEATS):
+        for _ in range(self.repeats):
             call(self.image)
 
 
@@ -114,8 +116,10 @@ def measure(rounds: int) -> list[Row]:
         }
         cases = {title: Case(run, floors[title]) for title, run in runs.items()}
         ways = {way: call for title, case in cases.items() for way, call in case.ways(title).items()}
-        repeated = alternate(ways, rounds)
-        seconds = {way: [value / REPEATS for value in values] for way, values in repeated.items()}
+        turns = alternate(ways, rounds)
+    seconds = {
+        way: [value / case.repeats for value in turns[way]] for title, case in cases.items() for way in case.ways(title)
+    }
     rows = [
         row(
             f"inference, {title}, {case.parameters:,} parameters, {case.shape}, {precision}",
