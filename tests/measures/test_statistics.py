@@ -104,8 +104,11 @@ def test_bootstrap_repeats_with_its_seed_only() -> None:
     assert not torch.equal(first.low, statistics.bootstrap(statistic, range(40), resamples=200, seed=2).low)
 
 
-def test_bootstrap_of_many_studies_runs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "_CHUNK", 40 * 30)
+@pytest.mark.parametrize(("weights", "pieces"), [(40 * 45, [45, 45, 10]), (40, [32, 32, 32, 4])])
+def test_bootstrap_of_many_studies_runs_in_pieces(
+    weights: int, pieces: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "_CHUNK", weights)
     seen: list[int] = []
 
     def statistic(weights: torch.Tensor) -> torch.Tensor:
@@ -113,7 +116,7 @@ def test_bootstrap_of_many_studies_runs_in_pieces(monkeypatch: pytest.MonkeyPatc
         return weights.mean(1)
 
     result = statistics.bootstrap(statistic, range(40), resamples=100)
-    assert seen == [1, 30, 30, 30, 10]
+    assert seen == [1, *pieces]
     assert (result.low.item(), result.high.item()) == (1, 1)  # every resample has as many patients as there are
 
 

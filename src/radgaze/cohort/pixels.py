@@ -55,6 +55,7 @@ UNKNOWN = 255
 
 _BYTES_PER_PIXEL = 8  # of a DICOM file, inflated: 16 bits in three colours and a generous header
 _INFLATED_AT_ONCE = 1 << 20
+_CODESTREAM, _JP2_FILE = b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  "  # how JPEG 2000 starts, bare and in a file
 
 _TIFF_PHOTOMETRIC, _TIFF_MIN_IS_WHITE = 262, 0
 
@@ -423,9 +424,8 @@ def _refuse_other_size(dataset: pydicom.Dataset, path: Path | Upload) -> None:
 
 def _stream_size(stream: bytes) -> tuple[int, int] | None:
     """(H, W) that a JPEG, JPEG-LS or JPEG 2000 stream says it has; None for other streams."""
-    codestream = stream.find(b"\xff\x4f\xff\x51")  # JPEG 2000: start of codestream, then its size
-    if codestream >= 0 and not stream.startswith(b"\xff\xd8"):
-        right, bottom, left, top = struct.unpack_from(">4I", stream, codestream + 8)
+    if stream.startswith((_CODESTREAM, _JP2_FILE)):
+        right, bottom, left, top = struct.unpack_from(">4I", stream, stream.index(_CODESTREAM) + 8)
         return bottom - top, right - left
     if not stream.startswith(b"\xff\xd8"):
         return None

@@ -62,6 +62,8 @@ Statistic = Callable[[Tensor], Tensor]
 
 # Weights held at once: a few MiB, which stay in cache.
 _CHUNK = 1 << 18
+# Resamples measured at once however many studies there are: the studies are sorted anew each time.
+_LEAST_TOGETHER = 32
 
 
 # Values over studies -------------------------------------------------------------------------------------------------
@@ -286,7 +288,7 @@ def _resampled(
     if codes.max() == 0:
         return value, value.new_full((resamples, *value.shape), torch.nan)
     random = np.random.default_rng(seed)
-    step = max(1, _CHUNK // len(codes))
+    step = max(_LEAST_TOGETHER, _CHUNK // len(codes))
     parts = [statistic(_draw(codes, min(step, resamples - start), random)) for start in range(0, resamples, step)]
     return value, torch.cat(parts)
 
