@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -387,7 +387,7 @@ def _refuse_swelling(path: Path | Upload, most: int) -> None:
         )
 
 
-def _inflated_size(file: IO[bytes], most: int) -> int:
+def _inflated_size(file: BinaryIO, most: int) -> int:
     """Bytes of the deflated part of a DICOM file, counted no further than just above ``most``; 0 if it has none.
 
     A file that cannot be read so far is left to pydicom, whose errors say why.
