@@ -192,8 +192,18 @@ def table(rows: Sequence[Row]) -> str:
             row.check,
         )
 
-    lines = [HEADER, ("---",) * len(HEADER), *map(cells, rows)]
+    return markdown(HEADER, [cells(row) for row in rows])
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_figures(file: Path | None, started: str, rows: Sequence[dict[str, Any]]) -> None:
+    """What the suite collects: the machine as it was at the start, what it can do, and the rows."""
+    if file is not None:
+        file.write_text(json.dumps({"machine": started, "limits": limits(), "rows": rows}, indent=1) + "\n")
 
 
 def digits(value: float) -> str:
@@ -210,6 +220,4 @@ def run(measure: Callable[[int], list[Row]], rounds: int, doc: str | None) -> No
     started = machine()
     rows = measure(arguments.rounds)
     print(f"{arguments.rounds} rounds; {started}\n{limits()}\n\n{table(rows)}")
-    if arguments.json:
-        content: dict[str, Any] = {"machine": started, "limits": limits(), "rows": [asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    write_figures(arguments.json, started, [asdict(row) for row in rows])

@@ -30,7 +30,7 @@ import polars as pl
 import torch
 from PIL import Image
 
-from _bench import digits, limits, machine, peak_mb
+from _bench import digits, limits, machine, markdown, peak_mb, write_figures
 from radgaze.cohort import Cohort
 from radgaze.cohort.sources.tables import import_tables
 from radgaze.gaze import Gaze, render
@@ -236,8 +236,7 @@ def table(results: list[Growth]) -> str:
             f"{one.memory_exponent:.2f}",
         )
 
-    lines = [header, ("---",) * len(header), *map(cells, results)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(header, [cells(one) for one in results])
 
 
 def main() -> None:
@@ -257,9 +256,7 @@ def main() -> None:
                 folders[size].mkdir()
         results += [grown(series, folders, 1) for series in COHORT]
     print(f"{started}\n{limits()}\n\n{table(results)}")
-    if arguments.json:
-        content = {"machine": started, "limits": limits(), "rows": [asdict(one) for one in results]}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    write_figures(arguments.json, started, [asdict(one) for one in results])
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from _bench import alternate, limits, machine, ratio
+from _bench import alternate, machine, ratio, write_figures
 from radgaze.cohort.phantom import make_phantom
 from radgaze.cohort.pixels import Upload
 from radgaze.cohort.sources.egd_cxr import import_egd_cxr
@@ -221,9 +221,7 @@ def measure(arguments: argparse.Namespace) -> None:
         f"three: {1000 * max(first):,.0f} ms); start to first answer possible: {server.start_seconds:.1f} s"
     )
     figures.append({"work": "first prediction after a start", "ms": [1000 * value for value in first]})
-    if arguments.json:
-        content = {"machine": started, "limits": limits(), "rows": figures}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    write_figures(arguments.json, started, figures)
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def area_average(image: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.float32]
     return np.asarray((columns @ np.ascontiguousarray(shrunk.T)).T)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # a data set has few image sizes
 def _bands(source: int, count: int, start: float, step: float) -> list[tuple[slice, slice, scipy.sparse.csr_array]]:
     """:func:`_overlaps` cut into bands: some cells, the source pixels that reach them, and the weights between.
 
@@ -240,10 +240,10 @@ def _bands(source: int, count: int, start: float, step: float) -> list[tuple[sli
     weights, bands = _overlaps(source, count, start, step), []
     for top in range(0, count, _BAND_CELLS):
         cells = slice(top, min(top + _BAND_CELLS, count))
-        reached = weights[cells].indices
-        if len(reached):
-            pixels = slice(int(reached.min()), int(reached.max()) + 1)
-            bands.append((cells, pixels, weights[cells][:, pixels]))
+        own = weights[cells]
+        if own.nnz:
+            pixels = slice(int(own.indices.min()), int(own.indices.max()) + 1)
+            bands.append((cells, pixels, own[:, pixels]))
     return bands
 
 

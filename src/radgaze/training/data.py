@@ -71,10 +71,6 @@ def load_images(cohort: Cohort, studies: Sequence[int]) -> Tensor:
     return (pixels / pixels.flatten(1).amax(1).clamp(min=1).view(-1, 1, 1))[:, None]
 
 
-# Batches made ahead for each thread: one to be taken, one in the making.
-AHEAD = 2
-
-
 def training_studies(cohort: Cohort, config: RunConfig) -> NDArray[np.int64]:
     """Rows of the training split that a run learns from: all, or ``config.train_studies`` of them.
 
@@ -178,6 +174,10 @@ class Batches:
         for part in np.array_split(order, max(1, math.ceil(len(order) / self.batch_size))):
             if len(part):
                 yield [(self.epoch, int(position)) for position in part]
+
+
+# Batches made ahead for each thread: one to be taken, one in the making.
+AHEAD = 2
 
 
 class Loader:
