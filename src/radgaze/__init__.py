@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from radgaze.comparison import compare
     from radgaze.errors import InputError, RadgazeError
     from radgaze.gaze import Gaze, Grid, detect_fixations, render, render_batch
-    from radgaze.inference import evaluate, export, load, measure_redundancy
+    from radgaze.inference import evaluate, export, load, measure_redundancy, reproduce
     from radgaze.inference.folder import predict
     from radgaze.simplification import simplify
     from radgaze.training import Run, fit
@@ -54,6 +54,7 @@ __all__ = [
     "redundancy",
     "render",
     "render_batch",
+    "reproduce",
     "simplify",
 ]
 
@@ -67,7 +68,7 @@ HOMES = {
     "comparison": ["compare"],
     "errors": ["InputError", "RadgazeError"],
     "gaze": ["Gaze", "Grid", "detect_fixations", "render", "render_batch"],
-    "inference": ["evaluate", "export", "load", "measure_redundancy"],
+    "inference": ["evaluate", "export", "load", "measure_redundancy", "reproduce"],
     "inference.folder": ["predict"],
     "simplification": ["simplify"],
     "training": ["Run", "fit"],

@@ -365,7 +365,8 @@ def train(
     time_budget: Annotated[float | None, typer.Option(help="Seconds of training, over all sittings.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation; 0 by default.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    devices: Annotated[int | None, typer.Option(help="GPUs (or CPU processes).")] = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs (or CPU processes) of each node.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Machines, each started by torchrun or SLURM.")] = None,
     augment: Annotated[
         bool, typer.Option(help="Random motion and shading; --no-augment trains as the papers did.")
     ] = True,
@@ -379,7 +380,7 @@ def train(
 ) -> None:
     """Train a method on a cohort; the best epoch on the validation split is kept."""
     from radgaze.training import Augmentation, fit
-    from radgaze.training.trainer import is_first_process
+    from radgaze.training.processes import is_first_process
 
     settings = read_settings(config)
     for pair in setting or []:
@@ -405,6 +406,7 @@ def train(
         "time_budget": time_budget,
         "precision": precision,
         "devices": devices,
+        "nodes": nodes,
         "seed": seed,
     }
     for key, value in flags.items():
@@ -491,6 +493,34 @@ def evaluate(
         print_json(report)
     else:
         print_report(report)
+
+
+@app.command(epilog="Example: radgaze reproduce runs/first")
+def reproduce(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the repetition; RUN-reproduced beside the run by default.")
+    ] = None,
+    cohort: Annotated[Path | None, typer.Option(help="Where the cohort is now; by default as the run says.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a repetition that was stopped.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a run again from its own folder and compare: every figure, every weight, the report.
+
+    Exit code: 0 if all is the same to the bit, 1 if something differs.
+    """
+    from radgaze.inference import reproduce
+
+    result = reproduce(run, out, cohort=cohort, resume=resume, progress=not quiet)
+    if not result:  # another process than the first
+        return
+    if as_json:
+        print_json(result)
+    else:
+        print_reproduction(result)
+    if not result["identical"]:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: radgaze compare cohort --methods gg-cam,classifier --seeds 5 --out comparison")
@@ -999,6 +1029,27 @@ def print_export(result: Mapping[str, Any]) -> None:
     tables.print(table)
     tables.print(f"Compared with PyTorch on {result['compared_on'].rstrip('.')}.", soft_wrap=True)
     tables.print(f"Written: {result['path']}. Next: radgaze.load({result['path']!r}).predict(image)", soft_wrap=True)
+
+
+def print_reproduction(result: Mapping[str, Any]) -> None:
+    epochs, weights, report = result["epochs"], result["weights"], result["report"]
+    table = Table("", "the same", "", title="Reproduction")
+    first = epochs["first"]
+    told = first and f"first: {first['figure']} in epoch {first['epoch']}, {first['before']} before, {first['now']} now"
+    table.add_row(f"figures of {epochs['before']} epochs", readable(epochs["identical"]), told or "")
+    apart = weights["largest"]
+    told = "another network" if apart is None else f"differ by at most {apart:.2g}"
+    table.add_row("weights", readable(weights["identical"]), "" if weights["identical"] else told)
+    if report is not None:
+        told = ", ".join(itertools.islice(report["differing"], 3))
+        table.add_row("report", readable(report["identical"]), told)
+    tables.print(table)
+    if result["environment"]:
+        table = Table("environment", "before", "now")
+        for name, (before, now) in result["environment"].items():
+            table.add_row(name, readable(before), readable(now))
+        tables.print(table)
+    tables.print(f"Reproduction: {result['path']}", soft_wrap=True)
 
 
 def print_redundancy(report: Mapping[str, Any]) -> None:

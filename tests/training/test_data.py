@@ -164,9 +164,17 @@ def test_shuffling_follows_the_epoch() -> None:
     assert [p for b in batches for _, p in b] != [p for b in first for _, p in b]
 
 
-def test_processes_take_the_same_number_of_steps() -> None:
-    lengths = {len(list(Batches(11, 2, shuffle=True, rank=rank, world=3))) for rank in range(3)}
-    assert len(lengths) == 1
+@pytest.mark.parametrize(("count", "size", "world"), [(11, 2, 3), (24, 4, 2), (7, 5, 2), (9, 1, 2)])
+def test_processes_share_the_batches_of_one(count: int, size: int, world: int) -> None:
+    alone = list(Batches(count, size * world, shuffle=True, seed=3))
+    shared = [list(Batches(count, size, shuffle=True, seed=3, rank=rank, world=world)) for rank in range(world)]
+    for together, *parts in zip(alone, *shared, strict=True):
+        lengths = [len(part) for part in parts]
+        assert min(lengths) >= 1
+        assert max(lengths) <= size
+        items = [item for part in parts for item in part]
+        assert set(items) == set(together)
+        assert len(items) == max(len(together), world)  # one comes twice where there are too few
 
 
 def test_threads_give_the_same_batches_epoch_after_epoch(cohort: Cohort) -> None:

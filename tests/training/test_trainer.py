@@ -213,33 +213,6 @@ def test_accumulation_steps_once_for_several_batches(
     assert len(steps) == math.ceil(batches / 2)
 
 
-def test_two_processes_train_one_network(cohort: Cohort, tmp_path: Path) -> None:
-    """DDP over two CPU processes: every validation study counts once, and the run folder is as whole as any."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "radgaze.cli",
-        "train",
-        "mt-unet",
-        str(cohort.path),
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    options = ["--devices", "2", "--set", "accelerator=cpu", "--precision", "fp32", "--width", "2", "--sigma", "6"]
-    command += [*options, "--epochs", "2", "--batch-size", "4", "--quiet"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Ended: epochs") == 1  # one of the two speaks
-    run = Run.open(tmp_path / "run")
-    assert run.state.finished == "epochs"
-    assert len(run.history) == 2
-    report = evaluate(run, split="val", resamples=20, progress=False)
-    best = run.history[run.state.best_epoch - 1]
-    assert report["classification"]["auc_macro"]["value"] == pytest.approx(best["val_auc_macro"], abs=1e-6)
-    assert report["saliency"]["model"]["cc"]["mean"] == pytest.approx(best["val_cc"], abs=1e-4)
-
-
 def test_part_of_the_training_split(cohort: Cohort, tmp_path: Path) -> None:
     run = fit(cohort, tmp_path / "six", epochs=1, train_studies=6, seed=1, **SMALL)
     rows = run.training_studies(cohort)

@@ -22,7 +22,7 @@ def work(job: dict[str, Any]) -> None:
     """Train unless ``job["settings"]`` is None, then write the report into ``job["report"]``."""
     from radgaze.inference import evaluate
     from radgaze.training import fit
-    from radgaze.training.trainer import is_first_process
+    from radgaze.training.processes import is_first_process
 
     if job["settings"] is not None:
         fit(job["cohort"], job["run"], job["method"], resume=True, progress=False, **job["settings"])

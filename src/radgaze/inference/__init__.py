@@ -7,6 +7,7 @@ from radgaze.inference.grad_cam import grad_cam
 from radgaze.inference.predict import predict_studies
 from radgaze.inference.predictor import Failure, Prediction, Predictor, load
 from radgaze.inference.redundancy import measure_redundancy
+from radgaze.inference.reproduction import reproduce
 
 __all__ = [
     "Failure",
@@ -19,4 +20,5 @@ __all__ = [
     "measure_redundancy",
     "open_model",
     "predict_studies",
+    "reproduce",
 ]

@@ -138,6 +138,7 @@ def evaluate(
             "splits": studies_per_split(cohort),
         },
         "split": split,
+        "options": {"resamples": resamples, "batch_size": batch_size, "grad_cam": grad_cam},
         "studies": len(studies),
         "patients": len(set(patients)),
         "attention": run.content["attention"],

@@ -148,7 +148,10 @@ class Batches:
     """Splits an epoch into batches of nearly equal size, shuffled by (seed, epoch), shared out over processes.
 
     Nearly equal, because a last batch of one study would spoil the batch statistics. Set :attr:`epoch` before use.
-    Every process gets the same number of batches; when shuffling, a few studies may be seen twice for that.
+
+    When shuffling, for training, every process takes part in every step, and their batches of one step are together
+    what one process would take with ``batch_size * world``; where that leaves a process without a study, it takes the
+    first one too. Otherwise each study comes once, in one process, and some processes may have a batch less.
     """
 
     def __init__(
@@ -162,18 +165,23 @@ class Batches:
         order = np.arange(self.count)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-            if self.world > 1:  # every process must take part in every step
-                order = np.resize(order, math.ceil(self.count / self.world) * self.world)
-        return order[self.rank :: self.world]
+        return order
 
     def __len__(self) -> int:
-        return math.ceil(len(self.order()) / self.batch_size)
+        share = self.batch_size * self.world if self.shuffle else self.batch_size
+        return math.ceil(len(self.shared()) / share)
+
+    def shared(self) -> NDArray[np.int64]:
+        """What the process cuts into batches: when shuffling the whole epoch, else its own share of it."""
+        return self.order() if self.shuffle else self.order()[self.rank :: self.world]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.order()
-        for part in np.array_split(order, max(1, math.ceil(len(order) / self.batch_size))):
-            if len(part):
-                yield [(self.epoch, int(position)) for position in part]
+        for batch in np.array_split(self.shared(), max(1, len(self))):
+            if self.shuffle:
+                own = batch[self.rank :: self.world]
+                batch = own if len(own) else batch[:1]
+            if len(batch):
+                yield [(self.epoch, int(position)) for position in batch]
 
 
 # Batches made ahead for each thread: one to be taken, one in the making.

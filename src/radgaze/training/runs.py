@@ -1,7 +1,7 @@
 """A run is a folder that explains itself.
 
 config.json          resolved settings, network, cohort, classes, attention target
-environment.json     versions and machine
+environment.json     versions, machine, state of the code
 metrics.csv          one row an epoch (also tensorboard/)
 weights.safetensors  the best epoch on validation
 state.json, state/   what a resumed training continues from
@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
-import platform
-import sys
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +34,7 @@ from radgaze.training.config import RunConfig
 from radgaze.training.data import training_studies
 from radgaze.training.schedule import Plateau
 
-__all__ = ["Checkpoint", "Run", "TrainingState", "environment"]
+__all__ = ["Checkpoint", "Run", "TrainingState"]
 
 
 @dataclass
@@ -250,16 +247,3 @@ class Run:
     def network(self) -> Network:
         """The network with its best weights, in evaluation mode, on the CPU."""
         return load_weights(build(self.content["network"]), self.path / "weights.safetensors").eval()
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for the record: nothing that names a person or a host."""
-    packages = ["radgaze", "torch", "torchvision", "timm", "lightning", "numpy", "polars", "pydicom"]
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(terse=True),
-        "processor": platform.machine(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "packages": {name: version(name) for name in packages},
-    }

@@ -10,11 +10,8 @@ checkpoints, are a few plain lines in a loop we own.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -33,18 +30,21 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from radgaze.cohort import Cohort
+from radgaze.cohort.store import sha256
 from radgaze.errors import InputError, RadgazeError
 from radgaze.files import folder_lock, write_json
 from radgaze.measures import classification, saliency
 from radgaze.models import Network, Output, build, load_weights, parameters
 from radgaze.models.build import save_tensors
-from radgaze.objectives import Distilled
+from radgaze.objectives import Distilled, Term
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.config import RunConfig
 from radgaze.training.data import Batch, Batches, CohortDataset, Loader, training_studies
 from radgaze.training.distillation import Teacher, open_teacher
+from radgaze.training.environment import environment
 from radgaze.training.methods import Objective, find_method, network_config, resolve
-from radgaze.training.runs import Checkpoint, Run, TrainingState, environment
+from radgaze.training.processes import is_first_process, make_fabric, process_count, synchronise_norms
+from radgaze.training.runs import Checkpoint, Run, TrainingState
 from radgaze.training.schedule import one_cycle
 
 __all__ = ["auto_precision", "fit"]
@@ -87,7 +87,7 @@ def fit(
         fabric = make_fabric(plan.config)  # starts the other processes, which come here by themselves
         if fabric.is_global_zero:
             write_json(out / "config.json", plan.content)
-            write_json(out / "environment.json", environment())
+            write_json(out / "environment.json", environment() | {"precision": auto_precision(plan.config)})
         Trainer(cohort, out, plan.config, network, plan.objective, plan.attention, fabric, progress).run()
     return Run.open(out)
 
@@ -124,6 +124,7 @@ def plan_training(cohort: Cohort, method: str, settings: Mapping[str, Any]) -> P
         "task": cohort.task if objective.needs_labels else "none",
         "attention": attention.describe(cohort) if objective.needs_attention else "none",
         "train_studies": len(training_studies(cohort, config)),
+        "inputs": {str(file): sha256(file) for file in inputs(config)},
         "cohort": {
             "path": str(cohort.path),
             "name": cohort.name,
@@ -136,6 +137,12 @@ def plan_training(cohort: Cohort, method: str, settings: Mapping[str, Any]) -> P
     return Plan(config, objective, attention, content)
 
 
+def inputs(config: RunConfig) -> list[Path]:
+    """Files beside the cohort that decide how the run comes out."""
+    files = [] if config.initial_weights is None else [Path(config.initial_weights)]
+    return files if config.distill is None else [*files, Path(config.distill.teacher) / "weights.safetensors"]
+
+
 def build_network(plan: Plan, cohort: Cohort) -> Network:
     """The plan's network with its seed's weights; images it cannot take are refused. Completes ``plan.content``."""
     torch.manual_seed(plan.config.seed)
@@ -146,14 +153,6 @@ def build_network(plan: Plan, cohort: Cohort) -> Network:
     plan.content["network"] = network.config
     plan.content["parameters"] = parameters(network)
     return network
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process or rank 0 of several (torchrun, SLURM, or Lightning's own launcher)."""
-    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if variable in os.environ:
-            return os.environ[variable] == "0"
-    return True
 
 
 def make_objective(config: RunConfig) -> Any:
@@ -246,7 +245,23 @@ class Learner(nn.Module):
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output = self.network(batch.images)
         terms = self.objective.terms(output, batch)
-        return self.objective.combine({name: term.mean for name, term in terms.items()}), terms, output
+        return self.objective.combine(self.means(terms)), terms, output
+
+    def means(self, terms: Mapping[str, Term]) -> dict[str, Tensor]:
+        """The mean of each term over the batch; in training, over the batches of all processes.
+
+        The average over processes of what this returns is that mean, and so is the average of its gradients, which is
+        what DDP takes. The objectives' combinations are linear in their means, so the same holds for the loss.
+        """
+        processes = process_count()
+        if processes == 1 or not self.training:
+            return {name: term.mean for name, term in terms.items()}
+        used = torch.stack([term.used.sum() for term in terms.values()])
+        dist.all_reduce(used)
+        return {
+            name: term.values.sum() * processes / count.clamp(min=1)
+            for (name, term), count in zip(terms.items(), used, strict=True)
+        }
 
 
 class Trainer:
@@ -270,6 +285,8 @@ class Trainer:
         self.fabric = fabric
         self.progress = progress and self.fabric.is_global_zero
 
+        if self.fabric.world_size > 1:
+            synchronise_norms(network, self.fabric.device)
         self.learner = Learner(network, objective, self.precision)
         if config.channels_last:
             self.learner = self.learner.to(memory_format=torch.channels_last)
@@ -292,6 +309,11 @@ class Trainer:
         self, studies: NDArray[np.int64], attention: AttentionTarget | None, training: bool
     ) -> tuple[Loader, Batches]:
         config = self.config
+        if len(studies) < self.fabric.world_size:
+            raise InputError(
+                f"A split of cohort {self.cohort.name!r} has {len(studies)} studies to share among "
+                f"{self.fabric.world_size} processes; train with fewer devices or nodes."
+            )
         dataset = CohortDataset(
             self.cohort,
             studies,
@@ -332,7 +354,8 @@ class Trainer:
         """Train one epoch, validate, decide, and write everything down."""
         state, config = self.state, self.config
         started = time.monotonic()
-        torch.manual_seed(config.seed * 1_000_003 + state.epoch)  # dropout follows (seed, epoch), also after a resume
+        # dropout follows (seed, epoch), also after a resume; each process drops other units
+        torch.manual_seed((self.fabric.global_rank << 52) + config.seed * 1_000_003 + state.epoch)
         train = self.train_epoch(bar)
         val = self.validate()
         row: dict[str, Any] = {"epoch": state.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **train, **val}
@@ -448,7 +471,7 @@ class Trainer:
 
         for batch in self.val_loader:
             batch = batch.to(self.fabric.device, self.config.channels_last)
-            _, terms, output = self.wrapped(batch)
+            _, terms, output = self.learner(batch)  # not DDP's wrapper, which waits for processes with fewer batches
             for name, term in terms.items():
                 keep(name, batch.positions, term.values)
                 keep(f"{name}_used", batch.positions, term.used)
@@ -533,22 +556,6 @@ def class_measures(logits: Tensor, targets: NDArray[Any]) -> dict[str, float]:
     if not of_class.isnan().all():
         row["val_auc_macro"] = of_class.nanmean().item()
     return row
-
-
-def make_fabric(config: RunConfig) -> Fabric:
-    several = config.nodes > 1 or config.devices not in (1, "auto")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's tips are not the user's problem
-        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-        fabric = Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.nodes,
-            # single-task schemes leave a head unused
-            strategy=DDPStrategy(find_unused_parameters=True) if several else "auto",
-        )
-        fabric.launch()
-    return fabric
 
 
 def make_optimizer(config: RunConfig, module: nn.Module) -> Optimizer:
