@@ -29,6 +29,7 @@ BENCHMARKS = {
     "measures": "Measures and intervals",
     "serving": "The server",
     "growth": "Growth",
+    "whole_data_set": "All of MIMIC-CXR",
 }
 START, END = "<!-- figures -->", "<!-- end of figures -->"
 

@@ -57,10 +57,8 @@ def make_fabric(config: RunConfig) -> Fabric:
                 accelerator=config.accelerator,
                 devices=config.devices,
                 num_nodes=config.nodes,
-                # single-task schemes leave a head unused; buffers are equal on all processes without being sent
-                strategy=DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
-                if config.nodes * devices > 1
-                else "auto",
+                # single-task schemes leave a head unused
+                strategy=DDPStrategy(find_unused_parameters=True) if config.nodes * devices > 1 else "auto",
             )
         except (ValueError, RuntimeError) as error:  # Lightning's own checks of devices and of SLURM's variables
             first = str(error).split("\n")[0]
