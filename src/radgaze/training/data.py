@@ -67,8 +67,11 @@ class Batch:
 
 def load_images(cohort: Cohort, studies: Sequence[int]) -> Tensor:
     """Images ``(B, 1, h, w)`` float32 in [0, 1]: 16-bit pixels divided by each image's maximum (zeros stay zeros)."""
-    pixels = torch.from_numpy(np.stack([cohort[study].image for study in studies]).astype(np.float32))
-    return (pixels / pixels.flatten(1).amax(1).clamp(min=1).view(-1, 1, 1))[:, None]
+    images = torch.empty(len(studies), 1, *cohort.size)
+    for image, study in zip(images.numpy()[:, 0], studies, strict=True):
+        pixels = cohort[study].image
+        np.divide(pixels, np.float32(max(pixels.max(), 1)), out=image)  # one pass from the memory map to the batch
+    return images
 
 
 def training_studies(cohort: Cohort, config: RunConfig) -> NDArray[np.int64]:
