@@ -319,16 +319,12 @@ class Trainer:
                 self.state.finished = None
         with self.bar() as bar, self.tensorboard() as board:
             while self.state.finished is None:
-                row = self.epoch(bar)
-                if board is not None:
-                    for name, value in row.items():
-                        if isinstance(value, (int, float)):
-                            board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+                self.epoch(bar, board)
         if self.fabric.is_global_zero:
             self.publish()
         self.fabric.barrier()  # nobody opens the run before it is whole
 
-    def epoch(self, bar: EpochBar) -> dict[str, Any]:
+    def epoch(self, bar: EpochBar, board: SummaryWriter | None) -> None:
         """Train one epoch, validate, decide, and write everything down."""
         state, config = self.state, self.config
         started = time.monotonic()
@@ -355,9 +351,13 @@ class Trainer:
         if state.finished is None and config.time_budget and state.seconds * (1 + 1 / state.epoch) > config.time_budget:
             state.finished = "time budget"  # another epoch would not fit
         state.history.append(row)
+        if board is not None:
+            for name, number in row.items():
+                if isinstance(number, (int, float)):
+                    board.add_scalar(name.replace("_", "/", 1), number, row["epoch"])
+            board.flush()  # before the state: a killed epoch is done again, one that is counted is on the board
         self.save(restore_best=event == "rate dropped, best restored")
         bar.epoch_done(row)
-        return row
 
     def decide(self, value: float) -> str:
         state, config = self.state, self.config
