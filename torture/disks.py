@@ -1,6 +1,12 @@
 """Stub."""
+
 from dataclasses import dataclass
+
+
 @dataclass
 class Outcome:
     command: str
-def run(names, work): return []
+
+
+def run(names, work):
+    return []

@@ -6,7 +6,6 @@ killed again, and at last left alone. Then everything it made is compared with t
 Half of the kills fall at a moment drawn evenly over the time the command takes, the other half right after a file below
 its folder appeared or changed, which is where something can be half-written. Each start is a fork of this process,
 which has the modules loaded: so the kills fall into the work, not into the seconds that Python needs to import torch.
-The reference is made by a process of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _commands import COMMANDS, OUT, Command, Inputs, contents, environment, left_over, undisturbed
+from _commands import COMMANDS, Command, Inputs, contents, environment, left_over
 
 LONGEST_CHAIN = 8  # kills before a command is left alone
 POLL = 0.002  # seconds
@@ -44,7 +43,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Reference:
-    """An undisturbed run: what it made, how long it took as a fork, and how often it changed its folder."""
+    """An undisturbed run: what it made, how long it took, and how often its folder changed."""
 
     made: dict[str, str]
     seconds: float
@@ -53,7 +52,7 @@ class Reference:
 
 def load_modules() -> None:
     """Everything the commands import, so that the forks need not."""
-    import radgaze.cli  # noqa: F401
+    import radgaze.cli
     import radgaze.cohort.sources.egd_cxr
     import radgaze.comparison
     import radgaze.inference
@@ -136,24 +135,18 @@ class Attempt:
 
 
 def make_reference(command: Command, inputs: Inputs, work: Path) -> Reference:
-    """The result of a plain process, and the length of a fork, which must come to the same result.
+    """What the command makes undisturbed.
 
     Raises:
-        SystemExit: it did not.
+        SystemExit: it failed.
     """
-    plain, forked = work / f"{command.name}-plain", work / f"{command.name}-forked"
-    for folder in (plain, forked):
-        folder.mkdir(parents=True)
-    arguments = list(map(str, command.arguments(inputs)))
-    undisturbed(arguments, plain)
-    attempt = Attempt(arguments, forked)
+    folder = work / f"{command.name}-reference"
+    folder.mkdir(parents=True)
+    attempt = Attempt(list(map(str, command.arguments(inputs))), folder)
     attempt.watch()
     if attempt.exit_code:
         raise SystemExit(f"{command.name} ended with {attempt.exit_code}: {attempt.told()}")
-    seconds, made = time.monotonic() - attempt.started, contents(plain)
-    if differing := difference(contents(forked), made):
-        raise SystemExit(f"Two undisturbed runs of {command.name} differ: {', '.join(differing)}")
-    return Reference(made, seconds, attempt.changes)
+    return Reference(contents(folder), time.monotonic() - attempt.started, attempt.changes)
 
 
 def difference(made: dict[str, str], expected: dict[str, str]) -> list[str]:
@@ -238,7 +231,7 @@ def run(names: Sequence[str], kills: int, seed: int, seconds: float, work: Path,
 
     Returns:
         For each command: ``chains``, ``equal`` (of these), ``kills`` by where they fell, ``seconds`` of an undisturbed
-        run that is forked, and ``problems``.
+        run, and ``problems``.
     """
     until = time.monotonic() + seconds
     inputs = Inputs(work / "inputs")

@@ -32,7 +32,7 @@ from radgaze.cohort.splits import (
 from radgaze.cohort.store import FORMAT, TASKS, Cohort, sha256
 from radgaze.cohort.study import Box
 from radgaze.errors import InputError, RadgazeError, nearest
-from radgaze.files import PLAN, folder_lock, publish, write_json
+from radgaze.files import PLAN, folder_lock, publish, write_sealed
 from radgaze.gaze import Frame, Gaze, Grid
 from radgaze.gaze.grid import FITS
 
@@ -201,7 +201,7 @@ def write_cohort(
         total = Counter(counts or {})
         total.update(_count(kept, len(used), structures))
         total.update(gaze_total)
-        write_json(
+        write_sealed(
             finished / "cohort.json",
             {
                 "format": FORMAT,
