@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from radgaze.files import read_sealed
+
 OUT = "out"
 """What every command writes, below the folder it is started in."""
 
@@ -92,6 +94,14 @@ def predict_arguments(inputs: Inputs) -> list[Any]:
     return ["predict", inputs.run, images, "--maps", "--batch-size", 2, *QUIET, "--out", OUT]
 
 
+def evaluate_arguments(inputs: Inputs) -> list[Any]:
+    return ["evaluate", inputs.run, "--resamples", 20, *QUIET, "--out", OUT]
+
+
+def export_arguments(inputs: Inputs) -> list[Any]:
+    return ["export", inputs.run, "--format", "onnx", *QUIET, "--out", f"{OUT}/model.onnx"]
+
+
 COMMANDS = {
     command.name: command
     for command in (
@@ -100,6 +110,8 @@ COMMANDS = {
         Command("simplify", simplify_arguments, ("--resume",), f"{OUT}/simplification.html"),
         Command("compare", compare_arguments, (), f"{OUT}/comparison.html"),
         Command("predict", predict_arguments, ("--resume",), f"{OUT}/predictions.csv"),
+        Command("evaluate", evaluate_arguments, (), f"{OUT}/report.html"),
+        Command("export", export_arguments, (), f"{OUT}/model.onnx"),
     )
 }
 
@@ -126,6 +138,7 @@ def environment() -> dict[str, str]:
 MAY_DIFFER = {
     "seconds": "how long an epoch and a training took",
     "created": "the moment a cohort or report was made",
+    "checksum": "of a JSON file with one of these in it; it is checked instead",
     "the working folder": "paths in texts; each attempt chain has a folder of its own",
     ".lock": "empty; its lock is the system's, not the file",
     "jobs/": "a comparison's jobs of the last call and what they printed; a call has only those that were left to do",
@@ -152,12 +165,13 @@ def contents(folder: Path) -> dict[str, str]:
 
 def comparable(path: Path, folder: Path) -> bytes:
     """What of a file must be the same."""
-    content = path.read_bytes()
     if path.suffix not in (".json", ".jsonl", ".csv", ".html"):
-        return content
-    text = content.decode().replace(str(folder), "FOLDER")
+        return path.read_bytes()
     if path.suffix == ".json":
-        return json.dumps(without_clocks(json.loads(text))).encode()
+        text = json.dumps(without_clocks(read_sealed(path, "it")))
+    else:
+        text = path.read_text()
+    text = text.replace(str(folder), "FOLDER")
     if path.name == "metrics.csv":
         rows = [{**row, "seconds": ""} for row in csv.DictReader(io.StringIO(text))]
         return json.dumps(rows).encode()

@@ -129,9 +129,12 @@ class Attempt:
         os.waitpid(self.number, 0)
         return "before" if state_of(self.folder) == self.before else "during"
 
+    def printed(self) -> str:
+        return self.folder.with_suffix(".log").read_text(errors="replace").strip()
+
     def told(self) -> str:
-        lines = self.folder.with_suffix(".log").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "(nothing)"
+        """The last line it printed."""
+        return self.printed().rpartition("\n")[2] or "(nothing)"
 
 
 def make_reference(command: Command, inputs: Inputs, work: Path) -> Reference:

@@ -70,12 +70,14 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(COMMANDS), metavar="NAMES", help="commands, by default all")
     parser.add_argument("--disks", action=argparse.BooleanOptionalAction, default=True, help="also full disks (root)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="chains at the same time")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where; the inputs of an earlier time are used again")
     parser.add_argument("--page", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     names = [name.strip() for name in arguments.only.split(",")]
     if unknown := set(names) - set(COMMANDS):
         parser.error(f"there is no command {', '.join(sorted(unknown))}; expected some of {', '.join(COMMANDS)}")
-    work, began, sections, problems = Path(tempfile.mkdtemp(prefix="torture-")), time.monotonic(), [], []
+    work = arguments.work.resolve() if arguments.work else Path(tempfile.mkdtemp(prefix="torture-"))
+    began, sections, problems = time.monotonic(), [], []
     said = f"{platform.machine()}, {arguments.jobs} at a time, seed {arguments.seed}"
     if arguments.kills:
         found = kills.run(names, arguments.kills, arguments.seed, 60 * arguments.minutes, work, arguments.jobs)

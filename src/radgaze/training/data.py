@@ -222,7 +222,8 @@ class Loader:
         except Exception as error:  # whatever it is, which studies it is about must be told
             rows = self.dataset.studies[[position for _, position in items]]
             names = ", ".join(self.dataset.cohort.studies["study_id"][rows].to_list())
-            raise RadgazeError(
+            kind = InputError if isinstance(error, InputError) else RadgazeError
+            raise kind(
                 f"The batch of studies {names} could not be made ({str(error) or type(error).__name__}); what was "
                 "finished before is kept, so check the cohort (radgaze info --check) and go on."
             ) from error

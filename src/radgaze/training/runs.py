@@ -14,7 +14,8 @@ import csv
 import io
 import platform
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,12 @@ class TrainingState:
         return state
 
     @classmethod
-    def from_json(cls, state: dict[str, Any]) -> TrainingState:
+    def from_json(cls, content: Mapping[str, Any]) -> TrainingState:
+        """The state in the content of ``state.json``, which has more than that."""
+        state = {one.name: content[one.name] for one in fields(cls)}
         plateau = state["plateau"]
         plateau["best"] = float("inf") if plateau["best"] is None else plateau["best"]
         return cls(**{**state, "plateau": Plateau(**plateau)})
-
-
-POINTER = ("last", "best", "checksums", "weights")
-"""What ``state.json`` has beside the training's state: names and SHA-256 of its files, and of the run's weights."""
 
 
 class Checkpoint:
@@ -106,7 +105,7 @@ class Checkpoint:
                 old.unlink()
 
     def load_state(self) -> TrainingState:
-        return TrainingState.from_json({key: value for key, value in self.content().items() if key not in POINTER})
+        return TrainingState.from_json(self.content())
 
     def tensors(self, which: str) -> dict[str, Tensor]:
         """The ``"last"`` or ``"best"`` epoch's file.
