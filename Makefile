@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench torture clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ lint: $(STAMP)  ## Check style and types
 
 bench: $(STAMP)  ## Time the hot paths against the papers' way of doing the same work
 	$(BIN)/python benchmarks/suite.py $(BENCH)
+
+torture: $(STAMP)  ## Kill every command at random moments, fill its disk, and compare with an undisturbed run
+	$(BIN)/python torture/suite.py $(TORTURE)
 
 setup: $(STAMP)  ## Create the environment alone
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "RadgazeError", "nearest"]
+__all__ = ["InputError", "RadgazeError", "StorageError", "nearest"]
 
 
 class RadgazeError(Exception):
@@ -14,6 +14,10 @@ class RadgazeError(Exception):
 
 class InputError(RadgazeError, ValueError):
     """The input cannot be used as it is. The command line prints the sentence and exits with code 2."""
+
+
+class StorageError(RadgazeError, OSError):
+    """The disk did not take what was written: it is full, read-only or broken."""
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> str:

@@ -1,19 +1,76 @@
-"""Files that are whole or absent: atomic writes, finished folders, and a lock on a folder."""
+"""Files that are whole or absent: atomic writes, finished folders, a lock on a folder, and seals that show damage."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from radgaze.errors import InputError
+from radgaze.errors import InputError, StorageError
 
-__all__ = ["atomic_path", "folder_lock", "make_folder", "publish", "read_json", "write_json", "write_text"]
+__all__ = [
+    "PLAN",
+    "atomic_path",
+    "folder_lock",
+    "make_folder",
+    "publish",
+    "read_json",
+    "read_sealed",
+    "storing",
+    "write_json",
+    "write_sealed",
+    "write_text",
+]
+
+PLAN = "plan.json"
+"""In a folder of work: what it is for. One without is of no use to a later attempt."""
+
+FIXES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some of your quota there",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that can be written",
+    errno.EPERM: "choose a folder that can be written",
+    errno.EIO: "check the disk",
+}
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Tell an error of the disk under ``path``, a file or a folder, as one sentence.
+
+    Raises:
+        StorageError: The disk is full, read-only or broken.
+    """
+    try:
+        yield
+    except StorageError:
+        raise  # told already, closer to where it happened
+    except Exception as error:
+        code, file = _disk_error(error)
+        folder, file = (path if path.is_dir() else path.parent), file or path
+        # a file elsewhere is one that was read; one above is a folder that was to be made
+        if code not in FIXES or not (file.is_relative_to(folder) or folder.is_relative_to(file)):
+            raise
+        raise StorageError(
+            f"{str(file)!r} cannot be written ({os.strerror(code)}); {FIXES[code]}, then run the same command again."
+        ) from error
+
+
+def _disk_error(error: Exception) -> tuple[int | None, Path | None]:
+    """The number of the system's error, and the file it is about, where they are known."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno, Path(error.filename) if isinstance(error.filename, str) else None
+    told = re.search(r"os error (\d+)", str(error))  # as libraries written in Rust say it
+    return int(told[1]) if told else None, None
 
 
 @contextmanager
@@ -22,16 +79,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises:
         InputError: A file is where its folder should be.
+        StorageError: The disk is full, read-only or broken.
     """
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())  # the bytes reach the disk before the name does
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with storing(path):
+        try:
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())  # the bytes reach the disk before the name does
+            partial.replace(path)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -39,9 +99,11 @@ def make_folder(folder: Path) -> None:
 
     Raises:
         InputError: It, or one of those, is a file.
+        StorageError: The disk is full, read-only or broken.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         file = next(path for path in (folder, *folder.parents) if path.exists() and not path.is_dir())
         raise InputError(f"{str(file)!r} is a file, expected a folder; choose another folder.") from None
@@ -67,21 +129,54 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"{str(path)!r} is damaged ({error}); restore it or make {what} again.") from error
 
 
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with a checksum of its content as the last entry."""
+    write_json(path, {**content, "checksum": _seal(content)})
+
+
+def read_sealed(path: Path, what: str) -> Any:
+    """Read what :func:`write_sealed` wrote, without the checksum; files older than seals have none.
+
+    Raises:
+        InputError: It does not exist, or has been damaged or edited.
+    """
+    content = read_json(path, what)
+    if isinstance(content, dict):
+        seal = content.pop("checksum", None)
+        if seal is not None and seal != _seal(content):
+            raise InputError(
+                f"{str(path)!r} has changed since it was written (its checksum differs); restore it or make {what} "
+                "again."
+            )
+    return content
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    # as it will be read: text keys, lists for tuples, in any order
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 @contextmanager
 def folder_lock(folder: Path, doing: str) -> Iterator[None]:
     """Hold ``folder`` for one process; a second one is refused. The system frees the lock when a process dies.
 
+    What processes that were killed have left half-written in it is cleared away first.
+
     Raises:
         InputError: Another process holds it, or it is a file.
+        StorageError: The disk is full, read-only or broken, now or while the folder is held.
     """
     make_folder(folder)
-    with (folder / ".lock").open("w") as file:
+    with storing(folder), (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"Another process is {doing} {str(folder)!r}; wait until it ends or choose another folder."
             ) from None
+        for partial in folder.rglob(".*.partial"):
+            if partial.is_file():
+                partial.unlink()
         yield
 
 
@@ -93,4 +188,5 @@ def publish(finished: Path, out: Path, partial: Path) -> None:
     if out.exists():
         out.rename(partial / "replaced")
     finished.rename(out)
+    (partial / PLAN).unlink(missing_ok=True)  # nothing is left to go on with
     shutil.rmtree(partial, ignore_errors=True)

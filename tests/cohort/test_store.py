@@ -15,6 +15,7 @@ from radgaze.cohort import Box, Cohort, resplit
 from radgaze.cohort.sources.engine import write_cohort
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
+from radgaze.files import read_sealed, write_sealed
 from tests.cohort.pictures import make_raws, options
 
 
@@ -25,7 +26,7 @@ def path(tmp_path: Path) -> Path:
 
 def change_meta(path: Path, **changes: Any) -> None:
     file = path / "cohort.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    write_sealed(file, read_sealed(file, "a cohort") | changes)
 
 
 def test_opening_reads_no_pixels_and_no_gaze(path: Path) -> None:

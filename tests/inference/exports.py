@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from radgaze.cohort import Cohort
-from radgaze.files import read_json, write_json
-from radgaze.models import Network, parameters, save_weights
+from radgaze.files import read_sealed, write_sealed
+from radgaze.models import Network, parameters
 from radgaze.training import Run, fit
+from tests.runs import replace_weights
 
 RECIPE: dict[str, Any] = {
     "epochs": 2, "batch_size": 4, "schedule": "one-cycle", "learning_rate": 2e-3, "precision": "fp32"
@@ -18,11 +19,10 @@ RECIPE: dict[str, Any] = {
 def run_of(network: Network, like: Run, path: Path) -> Run:
     """The folder of a run whose training left ``network``; everything else is as in another run."""
     path.mkdir()
-    content = read_json(like.path / "config.json", "a run")
-    content |= {"network": network.config, "parameters": parameters(network)}
-    write_json(path / "config.json", content)
+    content = read_sealed(like.path / "config.json", "a run")
+    write_sealed(path / "config.json", content | {"network": network.config, "parameters": parameters(network)})
     (path / "state.json").write_bytes((like.path / "state.json").read_bytes())
-    save_weights(network, path / "weights.safetensors")
+    replace_weights(path, network.state_dict())
     return Run.open(path)
 
 

@@ -13,7 +13,7 @@ import torch
 import radgaze
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
-from radgaze.files import write_json
+from radgaze.files import read_sealed, write_sealed
 from radgaze.inference import open_model
 from radgaze.inference.card import ModelCard
 from radgaze.inference.engine import SUFFIXES, TorchEngine, require
@@ -155,9 +155,9 @@ def test_without_its_cohort_a_run_is_compared_on_made_up_images(unet: Run, tmp_p
     from radgaze.cli import app
 
     shutil.copytree(unet.path, tmp_path / "moved")
-    content = json.loads((tmp_path / "moved" / "config.json").read_text())
+    content = read_sealed(tmp_path / "moved" / "config.json", "a run")
     content["cohort"]["path"] = str(tmp_path / "gone")
-    write_json(tmp_path / "moved" / "config.json", content)
+    write_sealed(tmp_path / "moved" / "config.json", content)
     path = tmp_path / "model.pt2"
     command = ["export", str(tmp_path / "moved"), "--format", "torch-export", "--out", str(path), "--json"]
     result = CliRunner().invoke(app, command)
@@ -173,18 +173,18 @@ def test_without_its_cohort_a_run_is_compared_on_made_up_images(unet: Run, tmp_p
 
 def test_a_moved_cohort_leaves_no_path_and_is_found_with_its_new_one(unet: Run, cohort: Cohort, tmp_path: Path) -> None:
     run = run_of(build(BOTTLENECKS), unet, tmp_path / "run")
-    content = json.loads((run.path / "config.json").read_text())
+    content = read_sealed(run.path / "config.json", "a run")
     content["cohort"]["path"] = str(tmp_path / "jane-doe" / "cohort")
     for key in ("fit", "canvas"):  # as in runs from before these were written down
         kept = content["cohort"].pop(key)
         assert kept == {"fit": cohort.frame.fit, "canvas": None}[key]
-    write_json(run.path / "config.json", content)
+    write_sealed(run.path / "config.json", content)
     path = tmp_path / "model.pt2"
     with pytest.raises(InputError, match="jane-doe"):
         radgaze.export(run.path, path, format="torch-export")  # its frame is not known without the cohort
 
     content["cohort"] |= {"fit": cohort.frame.fit, "canvas": None}
-    write_json(run.path / "config.json", content)
+    write_sealed(run.path / "config.json", content)
     told = radgaze.export(run.path, path, format="torch-export")
     assert "jane-doe" in told["compared_on"]  # said to the person, not written
     assert b"jane-doe" not in path.read_bytes()
@@ -194,7 +194,7 @@ def test_a_moved_cohort_leaves_no_path_and_is_found_with_its_new_one(unet: Run, 
 
     for key in ("fit", "canvas"):
         content["cohort"].pop(key)
-    write_json(run.path / "config.json", content)
+    write_sealed(run.path / "config.json", content)
     radgaze.export(run.path, path, format="torch-export", cohort=cohort)
     card, _ = open_model(path)
     assert card.calibration is not None

@@ -11,6 +11,7 @@ import radgaze
 from radgaze.cohort import Cohort
 from radgaze.cohort.pixels import Upload
 from radgaze.errors import InputError
+from radgaze.files import read_sealed, write_sealed
 from radgaze.inference import Failure, Prediction, Predictor
 from radgaze.inference.card import ModelCard, calibration_of
 from radgaze.models import Output
@@ -195,14 +196,13 @@ def test_calibration_is_kept_until_the_weights_change(cohort: Cohort, tmp_path: 
 
 
 def test_a_run_without_its_cohort_says_why_it_is_not_calibrated(unet: Run, tmp_path: Path) -> None:
-    import json
     import shutil
 
     shutil.copytree(unet.path, tmp_path / "moved")
     (tmp_path / "moved" / "calibration.json").unlink(missing_ok=True)
-    content = json.loads((tmp_path / "moved" / "config.json").read_text())
+    content = read_sealed(tmp_path / "moved" / "config.json", "a run")
     content["cohort"]["path"] = str(tmp_path / "gone")
-    (tmp_path / "moved" / "config.json").write_text(json.dumps(content))
+    write_sealed(tmp_path / "moved" / "config.json", content)
     predictor = radgaze.load(tmp_path / "moved")
     assert predictor.card.calibration is None
     assert "cannot be read" in str(predictor.card.uncalibrated)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
@@ -20,6 +20,7 @@ from radgaze.redundancy import RedundancyReport, measure, output_images
 from radgaze.training import Run, fit
 from radgaze.training.data import load_images
 from tests.cohorts import blob_cohort, multilabel_cohort
+from tests.runs import replace_weights
 from tests.simplification.networks import narrow
 
 STAGES = [{"width": 8, "blocks": [[6, 6], [6, 6]]}, {"width": 12, "blocks": [[8, 8]]}]
@@ -219,7 +220,7 @@ def copied(run: Run, to: Path, zeroed: dict[str, int], value: float = 0.0) -> Pa
     weights = load_file(to / "weights.safetensors")
     for name, count in zeroed.items():
         weights[name][:count] = value
-    save_file(weights, to / "weights.safetensors")
+    replace_weights(to, weights)
     return to
 
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from radgaze import cli
 from radgaze.cohort import Cohort
+from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
-from radgaze.files import read_json, write_json
+from radgaze.files import read_json, read_sealed, write_json, write_sealed
 from radgaze.inference import evaluate, reproduce
 from radgaze.training import Run, fit
 from radgaze.training.environment import environment, git_state
@@ -38,7 +39,9 @@ def run(home: tuple[Cohort, Run], tmp_path: Path) -> Run:
 
 
 def change(file: Path, **values: Any) -> None:
-    write_json(file, read_json(file, "a file") | values)
+    sealed = file.name in ("config.json", "state.json")
+    write = write_sealed if sealed else write_json
+    write(file, read_sealed(file, "a file") | values)
 
 
 def test_the_same_to_the_bit(run: Run) -> None:
@@ -56,13 +59,13 @@ def test_the_same_to_the_bit(run: Run) -> None:
 
 
 def test_what_differs_is_named(run: Run, tmp_path: Path) -> None:
-    state = read_json(run.path / "state.json", "a state")
-    state["history"][1]["val_loss"] += 0.25
-    write_json(run.path / "state.json", state)
+    history = run.history
+    history[1]["val_loss"] += 0.25
     weights = load_file(run.path / "weights.safetensors")
     name = next(name for name, value in weights.items() if value.is_floating_point())
     weights[name].view(-1)[0] += 0.5
     save_file(weights, run.path / "weights.safetensors")
+    change(run.path / "state.json", history=history, weights=sha256(run.path / "weights.safetensors"))
     report = read_json(run.path / "report.json", "a report")
     report["classification"]["accuracy"]["value"] = -1.0
     report["classification"].pop("ece")
@@ -98,9 +101,9 @@ def test_a_run_without_report_and_threads(home: tuple[Cohort, Run], run: Run, tm
 
 
 def test_what_the_clock_ended(run: Run, tmp_path: Path) -> None:
-    config, state = run.config.dump(), read_json(run.path / "state.json", "a state")
+    config = run.config.dump()
     change(run.path / "config.json", run=config | {"time_budget": 5.0, "epochs": 50})
-    change(run.path / "state.json", **state | {"finished": "time budget"})
+    change(run.path / "state.json", finished="time budget")
     result = reproduce(run.path, tmp_path / "again", progress=False)
     assert result["identical"]
     assert result["epochs"]["now"] == 2
@@ -143,9 +146,9 @@ def test_on_the_command_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 0
     assert json.loads(out)["identical"] is True
     change(run.path / "environment.json", python="2.7.18")
-    state = read_json(run.path / "state.json", "a state")
-    state["history"][0]["train_loss"] = 1.5
-    write_json(run.path / "state.json", state)
+    history = run.history
+    history[0]["train_loss"] = 1.5
+    change(run.path / "state.json", history=history)
     code, out = call("--out", str(tmp_path / "once more"))
     assert code == 1
     assert "train_loss in epoch 1, 1.5 before" in " ".join(out.replace("│", " ").split())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
@@ -21,7 +21,9 @@ from radgaze.models import GazeCAM, build, parameters
 from radgaze.simplification import engine, simplify
 from radgaze.simplification.engine import validation_auc
 from radgaze.training import Run, fit
+from radgaze.training.runs import Checkpoint
 from radgaze.training.trainer import Trainer
+from tests.runs import replace_weights
 from tests.simplification.networks import narrow
 
 STAGES = [{"width": 8, "blocks": [[6, 6], [6, 6]]}, {"width": 12, "blocks": [[8, 8], [8, 8]]}]
@@ -429,7 +431,7 @@ class TestRefused:
             with pytest.raises(Killed):
                 fit(cohort, tmp_path / "killed", **{**settings, "epochs": epochs})
 
-        monkeypatch.setattr(Trainer, "publish", stop)
+        monkeypatch.setattr(Checkpoint, "publish", stop)
         train(epochs=1)
         monkeypatch.undo()
         self.refused("has no validation AUC", Run.open(tmp_path / "killed"), tmp_path / "out", start="inherited")
@@ -438,7 +440,7 @@ class TestRefused:
         shutil.copytree(classifier.path, tmp_path / "run")
         weights = load_file(tmp_path / "run" / "weights.safetensors")
         weights["backbone.layer1.0.conv1.weight"][0, 0, 0, 0] = math.nan
-        save_file(weights, tmp_path / "run" / "weights.safetensors")
+        replace_weights(tmp_path / "run", weights)
         self.refused("'backbone.layer1.0.conv1.weight' has NaN", tmp_path / "run", tmp_path / "out")
 
     def test_constant_images(self, classifier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

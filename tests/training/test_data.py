@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from radgaze.cohort import Cohort
-from radgaze.errors import InputError
+from radgaze.errors import InputError, RadgazeError
 from radgaze.gaze import render
 from radgaze.training import AttentionTarget, Augmentation
 from radgaze.training.attention import covered
@@ -238,3 +238,23 @@ def test_only_a_few_batches_are_made_ahead(cohort: Cohort) -> None:
     next(loading)
     assert len(made) <= 2 * 2 + 1
     loading.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), RuntimeError("a bug")])
+def test_a_crash_while_a_batch_is_made_names_its_studies(cohort: Cohort, workers: int, error: Exception) -> None:
+    class Broken(CohortDataset):
+        def batch(self, items: Sequence[tuple[int, int]]) -> Batch:
+            if items[0][1] == 4:
+                raise error
+            return super().batch(items)
+
+    loader = Loader(
+        Broken(cohort, cohort.indices("all")), Batches(len(cohort), 2, shuffle=False), workers=workers, pin=False
+    )
+    made = []
+    with pytest.raises(RadgazeError) as told:
+        made.extend(loader)
+    reason = str(error) or "MemoryError"
+    assert str(told.value).startswith(f"The batch of studies s004, s005 could not be made ({reason}); ")
+    assert "\n" not in str(told.value)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError, RadgazeError
+from radgaze.files import read_sealed, write_sealed
 from radgaze.inference import evaluate
 from radgaze.training import Run, fit
-from radgaze.training.data import training_studies
-from radgaze.training.trainer import Trainer
+from radgaze.training.data import Batches, training_studies
+from radgaze.training.runs import Checkpoint
+from radgaze.training.trainer import Learner, Trainer
 from tests.cohorts import blob_cohort
 
 SMALL: dict[str, Any] = {
@@ -135,9 +139,9 @@ def test_resume_of_a_finished_run_changes_nothing(cohort: Cohort, tmp_path: Path
 
 def test_resume_of_a_run_that_is_older_than_some_settings(cohort: Cohort, tmp_path: Path) -> None:
     fit(cohort, tmp_path / "run", epochs=1, **SMALL)
-    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    content = read_sealed(tmp_path / "run" / "config.json", "a run")
     del content["run"]["distill"], content["run"]["augmentation"]["views"]
-    (tmp_path / "run" / "config.json").write_text(json.dumps(content))
+    write_sealed(tmp_path / "run" / "config.json", content)
     assert fit(cohort, tmp_path / "run", epochs=2, resume=True, **SMALL).state.epoch == 2
     with pytest.raises(InputError, match="started with augmentation"):
         fit(cohort, tmp_path / "run", epochs=2, resume=True, augmentation={"views": 3}, **SMALL)
@@ -247,3 +251,139 @@ def test_subsets_that_cannot_be_trained_on(cohort: Cohort, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"absent .* when 2 of its studies are drawn"):
         fit(cohort, tmp_path / "run", train_studies=2, **SMALL)
     assert not (tmp_path / "run").exists() or not any(path.suffix == ".json" for path in (tmp_path / "run").iterdir())
+
+
+# ---- losses, gradients and states that are not finite
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, how: Callable[[Tensor, torch.nn.Parameter], Tensor], step: int) -> None:
+    """Change the loss of one training step, counted from 1."""
+    forward, steps = Learner.forward, iter(range(1, 10**6))
+
+    def spoilt(self: Learner, batch: Any) -> Any:
+        loss, terms, output = forward(self, batch)
+        if self.training and next(steps) == step:
+            loss = how(loss, next(self.parameters()))
+        return loss, terms, output
+
+    monkeypatch.setattr(Learner, "forward", spoilt)
+
+
+SPOILT = {
+    "loss, nan": ("loss", lambda loss, _: loss * math.nan),
+    "loss, infinite, its gradient finite": ("loss", lambda loss, _: loss + math.inf),
+    "gradient, nan, its loss finite": ("gradient", lambda loss, weight: loss + (0 * weight.sum()).sqrt()),
+    "gradient, too large for float32": (
+        "gradient",
+        lambda loss, weight: loss + 1e38 * (weight - weight.detach()).sum(),
+    ),
+}
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_step_that_would_spoil_the_weights_is_not_made(
+    kind: str, clip: float | None, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second step of the second epoch: the first epoch's state stays, and goes on as if undisturbed."""
+    what, how = SPOILT[kind]
+    settings = {**SMALL, "epochs": 3, "clip": clip}
+    batches = math.ceil(len(cohort.indices("train")) / SMALL["batch_size"])
+    with monkeypatch.context() as patch:
+        spoil(patch, how, step=batches + 2)
+        with pytest.raises(RadgazeError, match=rf"The {what} stopped being finite in epoch 2 on the batch") as error:
+            fit(cohort, tmp_path / "spoilt", **settings)
+    order = Batches(len(cohort.indices("train")), SMALL["batch_size"], shuffle=True)
+    order.epoch = 1
+    rows = cohort.indices("train")[[position for _, position in list(order)[1]]]
+    for row, study in enumerate(cohort.studies["study_id"]):
+        assert (study in str(error.value)) == (row in rows)
+    assert json.loads((tmp_path / "spoilt" / "state.json").read_text())["last"] == "epoch-0001"
+    fit(cohort, tmp_path / "whole", **settings)
+    fit(cohort, tmp_path / "spoilt", resume=True, **settings)
+    assert metrics(tmp_path / "spoilt") == metrics(tmp_path / "whole")
+    assert same_weights(tmp_path / "spoilt", tmp_path / "whole")
+
+
+def test_of_added_batches_the_one_with_the_loss_is_named(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, lambda loss, _: loss * math.nan, step=1)
+    with pytest.raises(RadgazeError, match="The loss stopped") as error:
+        fit(cohort, tmp_path / "run", epochs=1, accumulate=2, **SMALL)
+    assert str(error.value).partition("studies ")[2].partition(";")[0].count("s0") == 4  # one batch, not two
+
+
+def test_a_state_that_is_not_finite_is_not_kept(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch statistics are no parameters: no gradient tells of them, and a validation may still look fine."""
+    validate = Trainer.validate
+
+    def spoilt(self: Trainer) -> dict[str, float]:
+        row = validate(self)
+        if self.state.epoch == 1:
+            next(self.learner.buffers()).fill_(math.inf)
+        return row
+
+    monkeypatch.setattr(Trainer, "validate", spoilt)
+    with pytest.raises(RadgazeError, match=r"state stopped being finite in epoch 2 \(module.*epoch 1 is kept"):
+        fit(cohort, tmp_path / "run", epochs=3, **SMALL)
+    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["epoch-0001.safetensors"]
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+ONE_OF_TWO = """
+import math, os, sys
+from radgaze import cli
+from radgaze.training.trainer import Learner
+
+forward, steps = Learner.forward, iter(range(100))
+
+def spoilt(self, batch):
+    loss, terms, output = forward(self, batch)
+    second = os.environ.get("LOCAL_RANK") == "1"
+    return loss + (math.inf if self.training and second and next(steps) == 1 else 0), terms, output
+
+Learner.forward = spoilt
+cli.main()
+"""
+
+
+def test_when_one_process_has_a_bad_loss_all_end(cohort: Cohort, tmp_path: Path) -> None:
+    """The gradient is finite, so only the process with the loss sees it; alone, it would leave the other waiting."""
+    script = tmp_path / "spoilt.py"
+    script.write_text(ONE_OF_TWO)
+    command = [sys.executable, str(script), "train", "mt-unet", str(cohort.path), "--out", str(tmp_path / "run")]
+    options = ["--devices", "2", "--set", "accelerator=cpu", "--precision", "fp32", "--width", "2", "--sigma", "6"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *options, "--epochs", "2", "--batch-size", "3", "--quiet"],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "The loss stopped being finite in epoch 1 on the batch of studies s0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "state.json").exists()
+
+
+# ---- what a board shows
+
+
+def test_the_board_has_every_epoch_that_the_state_counts(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard's writer keeps rows for minutes; a kill right after the state must not cost one."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Checkpoint, "metrics_csv", killed)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", lambda self: None)
+    with pytest.raises(Killed):
+        fit(cohort, tmp_path / "run", epochs=2, **SMALL)
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"val/loss" in events.read_bytes()

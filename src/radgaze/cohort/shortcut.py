@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from radgaze.cohort.store import Cohort, sha256
 from radgaze.errors import InputError, nearest
-from radgaze.files import folder_lock, publish, write_json
+from radgaze.files import folder_lock, publish, write_sealed
 from radgaze.gaze import Grid
 
 __all__ = ["CORNERS", "TestMarkers", "plant_shortcut"]
@@ -84,7 +84,7 @@ def plant_shortcut(
         )
         changed = {name: sha256(finished / name) for name in ("images.npy", "studies.parquet")}
         meta = {**cohort.meta, "name": f"{cohort.name}, shortcut", "shortcut": settings}
-        write_json(finished / "cohort.json", {**meta, "checksums": {**cohort.meta["checksums"], **changed}})
+        write_sealed(finished / "cohort.json", {**meta, "checksums": {**cohort.meta["checksums"], **changed}})
         publish(finished, out, partial)
     return Cohort.open(out)
 

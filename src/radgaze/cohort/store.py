@@ -32,7 +32,7 @@ from radgaze.cohort.splits import (
 )
 from radgaze.cohort.study import Box, Study
 from radgaze.errors import InputError, nearest
-from radgaze.files import atomic_path, read_json, write_json
+from radgaze.files import atomic_path, read_sealed, write_sealed
 from radgaze.gaze import Frame, Gaze, Grid
 
 __all__ = ["FORMAT", "TASKS", "Cohort", "resplit", "sha256"]
@@ -66,7 +66,7 @@ class Cohort:
         path = Path(path)
         if not (path / "cohort.json").is_file():
             raise InputError(_why_not_a_cohort(path))
-        meta = read_json(path / "cohort.json", "a cohort")
+        meta = read_sealed(path / "cohort.json", "a cohort")
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             found = meta.get("format") if isinstance(meta, dict) else None
             raise InputError(
@@ -347,7 +347,7 @@ def resplit(
         raise InputError(f"by is {by!r}; {nearest(by, ('patient', 'image'))}.")
     if not (path / "cohort.json").is_file():
         raise InputError(_why_not_a_cohort(path))
-    meta = read_json(path / "cohort.json", "a cohort")
+    meta = read_sealed(path / "cohort.json", "a cohort")
     # Not Cohort.open: this is the way out of a split that it refuses.
     cohort = Cohort(path, meta, pl.read_parquet(path / "studies.parquet"))
     if "shortcut" in meta:
@@ -364,7 +364,7 @@ def resplit(
         checksum = sha256(partial)
     meta |= {"split_by": by, "fractions": list(fractions), "seed": seed}
     meta["checksums"]["studies.parquet"] = checksum
-    write_json(path / "cohort.json", meta)
+    write_sealed(path / "cohort.json", meta)
     return Cohort.open(path)
 
 

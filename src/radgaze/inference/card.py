@@ -160,6 +160,7 @@ def calibration_of(
             return Calibration.from_json(kept["calibration"]), None
     try:
         cohort = cohort or run.cohort()
+        cohort.check()
     except RadgazeError:
         return None, (
             "the validation split it would be fitted on cannot be read: the cohort has moved, is damaged, or is no "

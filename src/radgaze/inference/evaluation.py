@@ -27,7 +27,7 @@ from torch import Tensor
 from radgaze import __version__
 from radgaze.cohort import Cohort, Study
 from radgaze.errors import InputError
-from radgaze.files import atomic_path, read_json, write_json
+from radgaze.files import atomic_path, folder_lock, read_json, write_json
 from radgaze.gaze import Gaze, detect_fixations, fixation_map
 from radgaze.inference.grad_cam import grad_cam as explain
 from radgaze.inference.localisation import MAPS, Measured, cam_measures, localisation_section, per_study, true_classes
@@ -92,11 +92,13 @@ def evaluate(
         The content of ``report.json``, with the page's path under ``"path"``.
 
     Raises:
-        InputError: Not a finished run, a cohort that does not fit it, or an empty split.
+        InputError: Not a finished run, a cohort that does not fit it or is damaged, an empty split, or a folder that
+            another process is writing.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     home = cohort is None
     cohort = run.cohort(cohort)
+    cohort.check()
     studies = cohort.indices(split)
     if len(studies) == 0:
         raise InputError(f"Cohort {cohort.name!r} has no study in its {split!r} split; choose another split.")
@@ -107,59 +109,60 @@ def evaluate(
 
     compared = attention if network.predicts_attention else None
     explained = grad_cam and network.explained_layer is not None and is_locatable(cohort)
-    result = measure(run, network.to(run.device), cohort, studies, compared, gaze, batch_size, explained, progress)
-    patients = cohort.studies["patient_id"][studies].to_list()
-    report: dict[str, Any] = {
-        "radgaze": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "title": f"{run.config.method} on {cohort.name}",
-        "run": {
-            "method": run.config.method,
-            **scheme(run),
-            "seed": run.config.seed,
-            "parameters": run.content["parameters"],
-            "weights": run.digest,
-            "train_studies": len(run.training_studies(cohort)) if home else run.content.get("train_studies"),
-            "best_epoch": run.state.best_epoch,
-            "epochs": run.state.epoch,
-            "precision": auto_precision(run.config),
-            "config": run.config.dump(),
-            "environment": read_json(run.path / "environment.json", "a run"),
-        },
-        "cohort": {
-            "name": cohort.name,
-            "source": cohort.meta["source"],
-            "studies": len(cohort),
-            "patients": cohort.studies["patient_id"].n_unique(),
-            "size": list(cohort.size),
-            "gaze_kind": cohort.gaze_kind,
-            "counts": cohort.meta["counts"],
-            "split_by": cohort.meta["split_by"],
-            "splits": studies_per_split(cohort),
-        },
-        "split": split,
-        "options": {"resamples": resamples, "batch_size": batch_size, "grad_cam": grad_cam},
-        "studies": len(studies),
-        "patients": len(set(patients)),
-        "attention": run.content["attention"],
-        "classes": run.classes,
-        "notes": notes(run, cohort, compared, gaze if result.localisation else None),
-    }
-    if result.probabilities.numel():
-        report["classification"] = classification_section(run, cohort, result, patients, resamples)
-    if result.saliency:
-        report["saliency"] = saliency_section(result, patients, resamples)
-    if result.localisation:
-        told = gaze.describe(cohort) if gaze is not None else None
-        report["localisation"] = localisation_section(cohort, result.localisation, told, patients, resamples)
-    ranked_by, ranking = gallery_ranking(cohort, result)
-    gallery = make_gallery(run, network, cohort, result, attention, ranked_by, ranking)
-    if gallery:
-        report["gallery"] = {"ranked_by": ranked_by}
-    write_json(folder / "report.json", report)
-    write_table(result, run, cohort, folder / f"studies-{split}.csv")
-    page = write_report(report, run.history, gallery, folder)
-    return {**report, "path": str(page)}
+    with folder_lock(folder, "writing a report into"):
+        result = measure(run, network.to(run.device), cohort, studies, compared, gaze, batch_size, explained, progress)
+        patients = cohort.studies["patient_id"][studies].to_list()
+        report: dict[str, Any] = {
+            "radgaze": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "title": f"{run.config.method} on {cohort.name}",
+            "run": {
+                "method": run.config.method,
+                **scheme(run),
+                "seed": run.config.seed,
+                "parameters": run.content["parameters"],
+                "weights": run.digest,
+                "train_studies": len(run.training_studies(cohort)) if home else run.content.get("train_studies"),
+                "best_epoch": run.state.best_epoch,
+                "epochs": run.state.epoch,
+                "precision": auto_precision(run.config),
+                "config": run.config.dump(),
+                "environment": read_json(run.path / "environment.json", "a run"),
+            },
+            "cohort": {
+                "name": cohort.name,
+                "source": cohort.meta["source"],
+                "studies": len(cohort),
+                "patients": cohort.studies["patient_id"].n_unique(),
+                "size": list(cohort.size),
+                "gaze_kind": cohort.gaze_kind,
+                "counts": cohort.meta["counts"],
+                "split_by": cohort.meta["split_by"],
+                "splits": studies_per_split(cohort),
+            },
+            "split": split,
+            "options": {"resamples": resamples, "batch_size": batch_size, "grad_cam": grad_cam},
+            "studies": len(studies),
+            "patients": len(set(patients)),
+            "attention": run.content["attention"],
+            "classes": run.classes,
+            "notes": notes(run, cohort, compared, gaze if result.localisation else None),
+        }
+        if result.probabilities.numel():
+            report["classification"] = classification_section(run, cohort, result, patients, resamples)
+        if result.saliency:
+            report["saliency"] = saliency_section(result, patients, resamples)
+        if result.localisation:
+            told = gaze.describe(cohort) if gaze is not None else None
+            report["localisation"] = localisation_section(cohort, result.localisation, told, patients, resamples)
+        ranked_by, ranking = gallery_ranking(cohort, result)
+        gallery = make_gallery(run, network, cohort, result, attention, ranked_by, ranking)
+        if gallery:
+            report["gallery"] = {"ranked_by": ranked_by}
+        write_json(folder / "report.json", report)
+        write_table(result, run, cohort, folder / f"studies-{split}.csv")
+        page = write_report(report, run.history, gallery, folder)
+        return {**report, "path": str(page)}
 
 
 def studies_per_split(cohort: Cohort) -> dict[str, dict[str, int]]:

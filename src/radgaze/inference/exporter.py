@@ -27,7 +27,7 @@ from torch import Tensor
 
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError, RadgazeError, nearest
-from radgaze.files import make_folder
+from radgaze.files import folder_lock
 from radgaze.inference import pt2
 from radgaze.inference.calibration import calibrate
 from radgaze.inference.card import ModelCard
@@ -213,14 +213,13 @@ def synthetic(size: tuple[int, int]) -> Tensor:
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A file of ``out``'s name in a folder beside it, which is gone afterwards whatever happens."""
-    folder = out.parent / f".{out.name}.{os.getpid()}.partial"
-    make_folder(out.parent)
-    folder.mkdir()
-    try:
-        yield folder / out.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """A file of ``out``'s name in a folder beside it, which one process holds and which is gone afterwards."""
+    folder = out.parent / f".{out.name}.partial"
+    with folder_lock(folder, "exporting into"):
+        try:
+            yield folder / out.name
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(file: Path, out: Path) -> int:

@@ -298,9 +298,6 @@ def _is_left_over(name: str) -> bool:
 
 def _open(folder: Path, settings: Mapping[str, Any], wanted: set[str]) -> set[str]:
     """Make a new folder, or take up one that an earlier call left; returns the names of images that are done."""
-    for place in (folder, *(folder / name for name in ("overlays", "maps", "dicom"))):
-        for file in place.glob(".*.partial"):
-            file.unlink()  # of a call that was killed while it wrote
     if not _is_used(folder):
         write_json(folder / SETTINGS, settings)
         return set()

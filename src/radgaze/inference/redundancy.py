@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from radgaze import __version__
 from radgaze.cohort import Cohort
-from radgaze.files import write_json
+from radgaze.files import folder_lock, write_json
 from radgaze.redundancy import TAUS, LayerRedundancy, RedundancyReport, measure, output_images, probe_studies
 from radgaze.report import LayerPictures, thirds, write_redundancy
 from radgaze.training.data import load_images
@@ -66,6 +66,7 @@ def measure_redundancy(
     run = run if isinstance(run, Run) else Run.open(run)
     other = cohort is not None
     cohort = run.cohort(cohort)
+    cohort.check()
     studies = probe_studies(cohort, run.training_studies(cohort), images, seed)
     probes = load_images(cohort, studies.tolist())
     network = run.network().to(run.device)
@@ -115,8 +116,9 @@ def measure_redundancy(
     }
     gallery = [layer_pictures(measured.layers[name], pictures[name].numpy()) for name in shown]
     folder = Path(out) if out else run.path
-    page = write_redundancy(report, probes[0, 0].numpy(), gallery, folder)
-    write_json(folder / "redundancy.json", report)
+    with folder_lock(folder, "writing a report into"):
+        page = write_redundancy(report, probes[0, 0].numpy(), gallery, folder)
+        write_json(folder / "redundancy.json", report)
     return {**report, "path": str(page)}
 
 

@@ -17,7 +17,7 @@ from radgaze.models.gaze_cam import GazeCAM
 from radgaze.models.mt_unet import MTUNet
 from radgaze.models.network import Network
 
-__all__ = ["NETWORKS", "build", "load_weights", "parameters", "save_tensors", "save_weights"]
+__all__ = ["NETWORKS", "build", "load_weights", "parameters", "save_weights", "write_tensors"]
 
 NETWORKS: dict[str, type[Network]] = {network.name: network for network in (MTUNet, GazeCAM)}
 
@@ -56,15 +56,15 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write named tensors as safetensors, whole or not at all."""
-    with atomic_path(path) as partial:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial)
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write named tensors as safetensors."""
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write all parameters and buffers of a network."""
-    save_tensors(model.state_dict(), path)
+    """Write all parameters and buffers of a network, whole or not at all."""
+    with atomic_path(path) as partial:
+        write_tensors(model.state_dict(), partial)
 
 
 def load_weights(model: AnyModule, path: Path) -> AnyModule:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
-from radgaze.models.network import Network, as_input
+from radgaze.models.network import Network, as_input, check_multiple
 from radgaze.models.output import Output
 from radgaze.models.weights import load_encoder_weights
 
@@ -84,6 +84,10 @@ class MTUNet(Network):
         pooled = self.body.bottleneck_channels + self.body.decoded_channels
         self.class_head = class_head(pooled, hidden, num_classes) if num_classes else None
         self.saliency_head = saliency_head(self.body.decoded_channels)
+
+    def attention_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        check_multiple(size, self.body.multiple)
+        return size
 
     @property
     def explained_layer(self) -> nn.Module | None:

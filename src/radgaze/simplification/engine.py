@@ -122,6 +122,7 @@ def simplify(
     }
     check_arguments(run, arguments)
     check_folder(out, arguments, resume)
+    cohort.check()
     loop = Loop(run, cohort, out, arguments, progress)
     loop.check()
     with folder_lock(out, "simplifying in"):

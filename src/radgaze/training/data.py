@@ -16,7 +16,7 @@ from torch import Tensor
 
 from radgaze.cohort import Cohort
 from radgaze.cohort.splits import subset_by_patient
-from radgaze.errors import InputError
+from radgaze.errors import InputError, RadgazeError
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.augment import draw_motion, shade
 from radgaze.training.config import Augmentation, RunConfig
@@ -228,7 +228,16 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
     def make(self, items: list[tuple[int, int]]) -> Batch:
-        batch = self.dataset.batch(items)
+        try:
+            batch = self.dataset.batch(items)
+        except Exception as error:  # whatever it is, which studies it is about must be told
+            rows = self.dataset.studies[[position for _, position in items]]
+            names = ", ".join(self.dataset.cohort.studies["study_id"][rows].to_list())
+            kind = InputError if isinstance(error, InputError) else RadgazeError
+            raise kind(
+                f"The batch of studies {names} could not be made ({str(error) or type(error).__name__}); what was "
+                "finished before is kept, so check the cohort (radgaze info --check) and go on."
+            ) from error
         return batch.pin_memory() if self.pin else batch
 
 

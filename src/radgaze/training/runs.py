@@ -4,7 +4,7 @@ config.json          resolved settings, network, cohort, classes, attention targ
 environment.json     versions, machine, state of the code
 metrics.csv          one row an epoch (also tensorboard/)
 weights.safetensors  the best epoch on validation
-state.json, state/   what a resumed training continues from
+state.json, state/   what a resumed training continues from; checksums of all weights
 report.json, .html   written by `radgaze evaluate`
 """
 
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,10 +28,10 @@ from torch.optim import Optimizer
 from radgaze.cohort import Cohort
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
-from radgaze.files import read_json, write_json, write_text
+from radgaze.files import atomic_path, read_sealed, write_sealed, write_text
 from radgaze.gaze import Frame
 from radgaze.models import Network, build, load_weights
-from radgaze.models.build import save_tensors
+from radgaze.models.build import write_tensors
 from radgaze.training.config import RunConfig
 from radgaze.training.data import training_studies
 from radgaze.training.schedule import Plateau
@@ -60,7 +62,9 @@ class TrainingState:
         return state
 
     @classmethod
-    def from_json(cls, state: dict[str, Any]) -> TrainingState:
+    def from_json(cls, content: Mapping[str, Any]) -> TrainingState:
+        """The state in the content of ``state.json``, which has more than that."""
+        state = {one.name: content[one.name] for one in fields(cls)}
         plateau = state["plateau"]
         plateau["best"] = float("inf") if plateau["best"] is None else plateau["best"]
         return cls(**{**state, "plateau": Plateau(**plateau)})
@@ -69,36 +73,56 @@ class TrainingState:
 class Checkpoint:
     """Weights and optimiser state of the last and the best epoch, as safetensors under ``state/``.
 
-    Each epoch's files have their own folder; ``state.json`` names the current ones and is replaced last, so a kill at
-    any moment leaves either the old state or the new one.
+    Each epoch has its own file; ``state.json`` names the current ones, with their checksums, and is replaced last, so
+    a kill at any moment leaves either the old state or the new one.
     """
 
     def __init__(self, run: Path) -> None:
-        self.pointer, self.folder = run / "state.json", run / "state"
+        self.pointer, self.folder, self.weights = run / "state.json", run / "state", run / "weights.safetensors"
 
     def exists(self) -> bool:
         return self.pointer.is_file()
 
+    def content(self) -> dict[str, Any]:
+        content: dict[str, Any] = read_sealed(self.pointer, "a run that can be resumed")
+        return content
+
     def save(self, state: TrainingState, module: nn.Module, optimizer: Optimizer) -> None:
         name = f"epoch-{state.epoch:04d}"
-        tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
-        for index, slots in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-        save_tensors(tensors, self.folder / f"{name}.safetensors")
         best = name if state.best_epoch == state.epoch else f"epoch-{state.best_epoch or state.epoch:04d}"
-        write_json(self.pointer, {"last": name, "best": best, **state.to_json()})
+        before = self.content() if self.exists() else {}
+        checksums = {key: value for key, value in before.get("checksums", {}).items() if key == best}
+        with atomic_path(self.folder / f"{name}.safetensors") as partial:
+            write_tensors(state_tensors(module, optimizer), partial)
+            checksums[name] = sha256(partial)
+        pointer = {"last": name, "best": best, "checksums": checksums, "weights": before.get("weights")}
+        write_sealed(self.pointer, pointer | state.to_json())
         for old in self.folder.glob("epoch-*.safetensors"):
             if old.stem not in (name, best):
                 old.unlink()
 
     def load_state(self) -> TrainingState:
-        content = read_json(self.pointer, "a run that can be resumed")
-        return TrainingState.from_json({k: v for k, v in content.items() if k not in ("last", "best")})
+        return TrainingState.from_json(self.content())
+
+    def tensors(self, which: str) -> dict[str, Tensor]:
+        """The ``"last"`` or ``"best"`` epoch's file.
+
+        Raises:
+            InputError: It is missing or damaged.
+        """
+        content = self.content()
+        file = self.folder / f"{content[which]}.safetensors"
+        if not file.is_file():
+            raise InputError(f"{str(file)!r} is missing, which state.json names; restore it, or train anew.")
+        check_sum(file, content.get("checksums", {}).get(file.stem), "restore it, or train anew")
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise InputError(f"{str(file)!r} is damaged ({error}); restore it, or train anew.") from error
 
     def restore(self, which: str, module: nn.Module, optimizer: Optimizer) -> None:
         """Load the ``"last"`` or ``"best"`` weights and optimiser state."""
-        name = read_json(self.pointer, "a run that can be resumed")[which]
-        tensors = load_file(self.folder / f"{name}.safetensors")
+        tensors = self.tensors(which)
         module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
@@ -112,11 +136,15 @@ class Checkpoint:
                 slots.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
-    def best_network(self) -> dict[str, Tensor]:
-        name = read_json(self.pointer, "a run that can be resumed")["best"]
-        tensors = load_file(self.folder / f"{name}.safetensors")
+    def publish(self) -> None:
+        """Write the best epoch's network as the run's weights. The checksum goes first: weights without one would pass
+        for those of an older radgaze; a sum without its weights is made good by the next ``--resume``.
+        """
         prefix = "module.network."
-        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        network = {key.removeprefix(prefix): value for key, value in self.tensors("best").items() if prefix in key}
+        with atomic_path(self.weights) as partial:
+            write_tensors(network, partial)
+            write_sealed(self.pointer, self.content() | {"weights": sha256(partial)})
 
     def metrics_csv(self, state: TrainingState, path: Path) -> None:
         columns = list(dict.fromkeys(key for row in state.history for key in row))
@@ -125,6 +153,26 @@ class Checkpoint:
         writer.writeheader()
         writer.writerows(state.history)
         write_text(path, text.getvalue())
+
+
+def state_tensors(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """All that a training goes on from: parameters, buffers and the optimiser's state, by name."""
+    tensors = {f"module.{key}": value for key, value in module.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+    return tensors
+
+
+def check_sum(file: Path, expected: str | None, fix: str) -> str:
+    """The file's SHA-256, which must be the one that was written down; runs from before sums were have none.
+
+    Raises:
+        InputError: It is another.
+    """
+    found = sha256(file)
+    if expected not in (None, found):
+        raise InputError(f"{str(file)!r} has changed since it was written (its checksum differs); {fix}.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -149,7 +197,7 @@ class Run:
             InputError: Not a run, or a damaged one.
         """
         path = Path(path)
-        content = read_json(path / "config.json", "a run")
+        content = read_sealed(path / "config.json", "a run")
         try:
             return cls(path, RunConfig.parse(content["run"]), content)
         except KeyError as error:
@@ -200,12 +248,13 @@ class Run:
         """SHA-256 of its weights.
 
         Raises:
-            InputError: It has none yet.
+            InputError: It has none yet, or they are damaged.
         """
-        weights = self.path / "weights.safetensors"
-        if not weights.is_file():
+        checkpoint = Checkpoint(self.path)
+        if not checkpoint.weights.is_file():
             raise InputError(f"The run in {str(self.path)!r} has no weights yet; train it first (train … --resume).")
-        return sha256(weights)
+        expected = checkpoint.content().get("weights") if checkpoint.exists() else None
+        return check_sum(checkpoint.weights, expected, "restore it, or write it again (train … --resume)")
 
     @property
     def device(self) -> torch.device:
@@ -245,5 +294,10 @@ class Run:
         return training_studies(cohort, self.config) if own else cohort.indices("train")
 
     def network(self) -> Network:
-        """The network with its best weights, in evaluation mode, on the CPU."""
+        """The network with its best weights, in evaluation mode, on the CPU.
+
+        Raises:
+            InputError: There are no weights, or damaged ones.
+        """
+        assert self.digest  # the weights are those that were written
         return load_weights(build(self.content["network"]), self.path / "weights.safetensors").eval()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,10 +32,9 @@ from torch.utils.tensorboard import SummaryWriter
 from radgaze.cohort import Cohort
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError, RadgazeError
-from radgaze.files import folder_lock, write_json
+from radgaze.files import folder_lock, write_json, write_sealed
 from radgaze.measures import classification, saliency
 from radgaze.models import Network, Output, build, load_weights, parameters
-from radgaze.models.build import save_tensors
 from radgaze.objectives import Distilled, Term
 from radgaze.training.attention import AttentionTarget
 from radgaze.training.config import RunConfig
@@ -44,7 +43,7 @@ from radgaze.training.distillation import Teacher, open_teacher
 from radgaze.training.environment import environment
 from radgaze.training.methods import Objective, find_method, network_config, resolve
 from radgaze.training.processes import is_first_process, make_fabric, process_count, synchronise_norms
-from radgaze.training.runs import Checkpoint, Run, TrainingState
+from radgaze.training.runs import Checkpoint, Run, TrainingState, state_tensors
 from radgaze.training.schedule import one_cycle
 
 __all__ = ["auto_precision", "fit"]
@@ -75,18 +74,19 @@ def fit(
         The finished run.
 
     Raises:
-        InputError: Settings or cohort that cannot be trained on; a folder that is taken.
-        RadgazeError: The loss stopped being finite; the last good state is kept.
+        InputError: Settings or cohort that cannot be trained on, or a damaged one; a folder that is taken.
+        RadgazeError: Loss, gradient or weights stopped being finite; the last good state is kept.
     """
     cohort = cohort if isinstance(cohort, Cohort) else Cohort.open(cohort)
     plan, out = plan_training(cohort, method, settings), Path(out)
+    cohort.check()
     # of several processes the first owns the folder; the others only compute
     with folder_lock(out, "training in") if is_first_process() else nullcontext():
         check_folder(out, plan.content, resume)
         network = build_network(plan, cohort)
         fabric = make_fabric(plan.config)  # starts the other processes, which come here by themselves
         if fabric.is_global_zero:
-            write_json(out / "config.json", plan.content)
+            write_sealed(out / "config.json", plan.content)
             write_json(out / "environment.json", environment() | {"precision": auto_precision(plan.config)})
         Trainer(cohort, out, plan.config, network, plan.objective, plan.attention, fabric, progress).run()
     return Run.open(out)
@@ -341,16 +341,12 @@ class Trainer:
                 self.state.finished = None
         with self.bar() as bar, self.tensorboard() as board:
             while self.state.finished is None:
-                row = self.epoch(bar)
-                if board is not None:
-                    for name, value in row.items():
-                        if isinstance(value, (int, float)):
-                            board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+                self.epoch(bar, board)
         if self.fabric.is_global_zero:
-            self.publish()
+            self.checkpoint.publish()
         self.fabric.barrier()  # nobody opens the run before it is whole
 
-    def epoch(self, bar: EpochBar) -> dict[str, Any]:
+    def epoch(self, bar: EpochBar, board: SummaryWriter | None) -> None:
         """Train one epoch, validate, decide, and write everything down."""
         state, config = self.state, self.config
         started = time.monotonic()
@@ -368,6 +364,7 @@ class Trainer:
                 f"{config.monitor} is {monitored} in epoch {state.epoch + 1}; the state before it is kept, "
                 "so lower the learning rate and start again, or check the validation split."
             )
+        self.check_state()
         state.epoch += 1
         if state.best_value is None or value < state.best_value:
             state.best_value, state.best_epoch = value, state.epoch
@@ -378,9 +375,13 @@ class Trainer:
         if state.finished is None and config.time_budget and state.seconds * (1 + 1 / state.epoch) > config.time_budget:
             state.finished = "time budget"  # another epoch would not fit
         state.history.append(row)
+        if board is not None:
+            for name, number in row.items():
+                if isinstance(number, (int, float)):
+                    board.add_scalar(name.replace("_", "/", 1), number, row["epoch"])
+            board.flush()  # before the state: a killed epoch is done again, one that is counted is on the board
         self.save(restore_best=event == "rate dropped, best restored")
         bar.epoch_done(row)
-        return row
 
     def decide(self, value: float) -> str:
         state, config = self.state, self.config
@@ -404,9 +405,6 @@ class Trainer:
                 self.teacher.save()
         self.fabric.barrier()
 
-    def publish(self) -> None:
-        save_tensors(self.checkpoint.best_network(), self.out / "weights.safetensors")
-
     def rate(self, step: int) -> float:
         if self.config.schedule == "plateau":
             return self.state.plateau.rate(self.config)
@@ -422,6 +420,7 @@ class Trainer:
         total = torch.zeros((), device=self.fabric.device)
         sums: dict[str, Tensor] = {}
         self.wrapped_optimizer.zero_grad()
+        parts: list[tuple[Tensor, Batch]] = []  # the losses whose gradients make the next step
         for step, batch in enumerate(self.train_loader):
             batch = batch.to(self.fabric.device, config.channels_last)
             if self.teacher is not None:
@@ -431,13 +430,13 @@ class Trainer:
             last_of_group = (step + 1) % config.accumulate == 0 or step + 1 == batches
             with self.fabric.no_backward_sync(self.wrapped, enabled=not last_of_group):
                 loss, terms, _ = self.wrapped(batch)
-                self.check_finite(loss, batch)
                 self.fabric.backward(loss / config.accumulate)
+            parts.append((loss.detach(), batch))
             if last_of_group:
-                if config.clip is not None:
-                    self.fabric.clip_gradients(self.wrapped, self.wrapped_optimizer, max_norm=config.clip)
+                self.check_step(parts, self.gradient_norm())
                 self.wrapped_optimizer.step()
                 self.wrapped_optimizer.zero_grad()
+                parts.clear()
             total += loss.detach()
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + torch.stack([term.values.detach().sum(), term.used.sum()])
@@ -448,13 +447,46 @@ class Trainer:
             row[f"train_loss_{name}"] = (value / count.clamp(min=1)).item()
         return row
 
-    def check_finite(self, loss: Tensor, batch: Batch) -> None:
-        if not torch.isfinite(loss):
-            names = self.cohort.studies["study_id"][batch.studies.tolist()].to_list()
+    def gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient, before it is clipped."""
+        if self.config.clip is None:
+            gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
+            return nn.utils.get_total_norm(gradients)
+        norm = self.fabric.clip_gradients(
+            self.wrapped, self.wrapped_optimizer, max_norm=self.config.clip, error_if_nonfinite=False
+        )
+        assert norm is not None
+        return norm
+
+    def check_step(self, parts: Sequence[tuple[Tensor, Batch]], norm: Tensor) -> None:
+        """Refuse a step that would spoil the weights. All processes decide alike, so none waits for the others."""
+        wrong = [~loss.isfinite() for loss, _ in parts]
+        if not self.summed((torch.stack(wrong).any() | ~norm.isfinite()).float()):
+            return
+        # studies of batches with such a loss, and all whose gradients are in the step
+        marked = torch.zeros(2, len(self.train_loader.dataset), device=self.fabric.device)
+        for of_loss, (_, batch) in zip(wrong, parts, strict=True):
+            marked[0, batch.positions] += of_loss
+            marked[1, batch.positions] += 1
+        by_loss, in_step = self.summed(marked)
+        what, places = ("loss", by_loss) if by_loss.any() else ("gradient", in_step)
+        rows = self.train_loader.dataset.studies[places.nonzero().flatten().tolist()]
+        raise RadgazeError(
+            f"The {what} stopped being finite in epoch {self.state.epoch + 1} on the batch of studies "
+            f"{', '.join(self.cohort.studies['study_id'][rows].to_list())}; no step was made of it and the state after "
+            f"epoch {self.state.epoch} is kept, so lower the learning rate, or use precision fp32, and start again."
+        )
+
+    def check_state(self) -> None:
+        """Refuse to keep weights or an optimiser's state that are not finite: nothing could be learned from there."""
+        tensors = state_tensors(self.learner, self.optimizer)
+        finite = torch.stack([one.isfinite().all().to(self.fabric.device) for one in tensors.values()])
+        if self.summed((~finite).float()).any():
+            named = [name for name, good in zip(tensors, finite.tolist(), strict=True) if not good] or ["elsewhere"]
             raise RadgazeError(
-                f"The loss became {loss.item()} in epoch {self.state.epoch + 1} on the batch of studies "
-                f"{', '.join(names)}; the state after epoch {self.state.epoch} is kept, so lower the learning rate, "
-                "or use precision fp32, and start again."
+                f"The training's state stopped being finite in epoch {self.state.epoch + 1} ({named[0]}); the state "
+                f"after epoch {self.state.epoch} is kept, so lower the learning rate, or use precision fp32, and start "
+                "again."
             )
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ import rich.progress
 import radgaze
 from radgaze.cohort.sources.worker import IMAGES, MASKS, PixelWorker, row_checksum
 from radgaze.errors import InputError
-from radgaze.files import write_json
+from radgaze.files import PLAN, write_json
 from radgaze.gaze import Frame
 
 __all__ = ["Arrays", "Picture"]
@@ -68,10 +68,12 @@ class Arrays:
         Raises:
             InputError: the disk is too full.
         """
-        plan = self.folder / "plan.json"
+        plan = self.folder / PLAN
         fingerprint = self._fingerprint()
+        arrays = [self.folder / name for name in ((IMAGES, MASKS) if self.structures else (IMAGES,))]
         try:
-            if json.loads(plan.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
+            same = json.loads(plan.read_text(encoding="utf-8"))["fingerprint"] == fingerprint
+            if same and all(array.is_file() for array in arrays):
                 return
         except (OSError, ValueError, KeyError, TypeError):
             pass  # there is none, or the kill tore it: start over

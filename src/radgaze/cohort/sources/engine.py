@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,8 +31,8 @@ from radgaze.cohort.splits import (
 )
 from radgaze.cohort.store import FORMAT, TASKS, Cohort, sha256
 from radgaze.cohort.study import Box
-from radgaze.errors import InputError, nearest
-from radgaze.files import folder_lock, publish, write_json
+from radgaze.errors import InputError, RadgazeError, nearest
+from radgaze.files import PLAN, folder_lock, publish, write_sealed
 from radgaze.gaze import Frame, Gaze, Grid
 from radgaze.gaze.grid import FITS
 
@@ -135,9 +136,9 @@ def write_cohort(
     dropped = list(left_out)
     if not raws:
         raise InputError(_nothing_left(out, dropped))
-    _check_target(out, overwrite)
-
     partial = out.with_name(out.name + ".partial")
+    _clear_spent(partial)
+    _check_target(out, overwrite)
     with folder_lock(partial, "importing into"):
         _check_target(out, overwrite)  # again: another import may have finished it since
         pictures, picture_of = _pictures(raws, structures)
@@ -200,7 +201,7 @@ def write_cohort(
         total = Counter(counts or {})
         total.update(_count(kept, len(used), structures))
         total.update(gaze_total)
-        write_json(
+        write_sealed(
             finished / "cohort.json",
             {
                 "format": FORMAT,
@@ -237,6 +238,13 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise InputError(f"{str(out)!r} exists already; choose another folder, or ask to overwrite it.")
     if out.exists() and not (out / "cohort.json").is_file():
         raise InputError(f"{str(out)!r} is no cohort, so it is not overwritten; choose another folder.")
+
+
+def _clear_spent(partial: Path) -> None:
+    """Remove what is left of a folder of work whose import was killed after the cohort had got its name."""
+    if partial.is_dir() and not (partial / PLAN).exists():
+        with suppress(RadgazeError), folder_lock(partial, "importing into"):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_arguments(
