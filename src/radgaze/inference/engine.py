@@ -250,6 +250,6 @@ def read_card(text: str | None, file: Path | str) -> ModelCard:
         )
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"The model card in {str(file)!r} is damaged ({error}); export the run again.") from error
     return ModelCard.from_json(content)

@@ -22,17 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import TypedDict
 
 from radgaze.cohort import Cohort
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
-from radgaze.files import read_json, write_json, write_text
+from radgaze.files import check_fields, read_json, write_json, write_text
 from radgaze.gaze import Frame
 from radgaze.models import Network, build, load_weights
 from radgaze.models.build import save_tensors
+from radgaze.models.weights import read_tensors
 from radgaze.training.config import RunConfig
 from radgaze.training.data import training_studies
 from radgaze.training.schedule import Plateau
@@ -69,6 +70,34 @@ class TrainingState:
         return cls(**{**state, "plateau": Plateau(**plateau)})
 
 
+class Pointer(TypedDict):
+    """What ``state.json`` must say beside the fields of :class:`TrainingState`."""
+
+    last: str
+    best: str
+
+
+class TrainedOn(TypedDict):
+    """What ``config.json`` says of the cohort."""
+
+    path: str
+    name: str
+    size: tuple[int, int]
+    checksums: dict[str, str]
+
+
+class Content(TypedDict):
+    """What ``config.json`` must say; it may say more."""
+
+    run: dict[str, Any]
+    network: dict[str, Any]
+    classes: list[str]
+    task: str
+    attention: str
+    parameters: int
+    cohort: TrainedOn
+
+
 class Checkpoint:
     """Weights and optimiser state of the last and the best epoch, as safetensors under ``state/``.
 
@@ -95,13 +124,37 @@ class Checkpoint:
                 old.unlink()
 
     def load_state(self) -> TrainingState:
-        content = read_json(self.pointer, "a run that can be resumed")
-        return TrainingState.from_json({k: v for k, v in content.items() if k not in ("last", "best")})
+        content = self._pointed()
+        try:
+            return TrainingState.from_json({k: v for k, v in content.items() if k not in ("last", "best")})
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{str(self.pointer)!r} is not the state of a training ({error}); restore it or train again."
+            ) from None
 
     def restore(self, which: str, module: nn.Module, optimizer: Optimizer) -> None:
-        """Load the ``"last"`` or ``"best"`` weights and optimiser state."""
-        name = read_json(self.pointer, "a run that can be resumed")[which]
-        tensors = load_file(self.folder / f"{name}.safetensors")
+        """Load the ``"last"`` or ``"best"`` weights and optimiser state.
+
+        Raises:
+            InputError: They are damaged, or of another network.
+        """
+        name = self._pointed()[which]
+        file = self.folder / f"{name}.safetensors"
+        try:
+            self._fill(module, optimizer, read_tensors(file))
+        except (IndexError, RuntimeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"The state in {str(file)!r} does not fit the network that is trained; keep a run's files together."
+            ) from error
+
+    def _pointed(self) -> Any:
+        content = read_json(self.pointer, "a run that can be resumed")
+        check_fields(content, Pointer, self.pointer, "a run that can be resumed")
+        return content
+
+    def _fill(self, module: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
         module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
@@ -116,8 +169,8 @@ class Checkpoint:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
     def best_network(self) -> dict[str, Tensor]:
-        name = read_json(self.pointer, "a run that can be resumed")["best"]
-        tensors = load_file(self.folder / f"{name}.safetensors")
+        name = self._pointed()["best"]
+        tensors = read_tensors(self.folder / f"{name}.safetensors")
         prefix = "module.network."
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
@@ -153,10 +206,8 @@ class Run:
         """
         path = Path(path)
         content = read_json(path / "config.json", "a run")
-        try:
-            return cls(path, RunConfig.parse(content["run"]), content)
-        except KeyError as error:
-            raise InputError(f"{str(path / 'config.json')!r} lacks {error}, so this is not a run; check it.") from None
+        check_fields(content, Content, path / "config.json", "a run")
+        return cls(path, RunConfig.parse(content["run"]), content)
 
     @property
     def classes(self) -> list[str]:
