@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
-import json
+import contextlib
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -18,7 +21,7 @@ import radgaze
 from radgaze.cohort import Cohort, resplit
 from radgaze.cohort.pixels import read_image, read_mask
 from radgaze.cohort.store import sha256
-from radgaze.errors import RadgazeError
+from radgaze.errors import InputError, RadgazeError
 from radgaze.files import read_json, write_json
 from radgaze.inference import open_model
 from radgaze.models import build
@@ -231,3 +234,147 @@ def test_json_of_another_shape_is_a_sentence(place: Path, tmp_path: Path, loader
     for content in ODD:
         (here / name).write_text(content)
         check(content[:20], here / name, lambda _: read(here))
+
+
+# ---- files of other kinds that reach out
+
+
+def test_an_onnx_model_takes_no_weights_from_elsewhere(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra deploy is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra deploy is not installed")
+    secret, file = tmp_path / "secret.bin", tmp_path / "models/model.onnx"
+    secret.write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    file.parent.mkdir()
+    (file.parent / "link.bin").symlink_to(secret)
+    image, out = (onnx.helper.make_tensor_value_info(name, 1, [4]) for name in ("image", "out"))
+    for location in ("../secret.bin", str(secret), "link.bin", "/etc/hostname"):
+        weights = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+        weights.external_data.add(key="location", value=location)
+        node = onnx.helper.make_node("Add", ["image", "w"], ["out"])
+        write_onnx(file, onnx.helper.make_graph([node], "reaching out", [image], [out], [weights]), "")
+        with pytest.raises(InputError, match="cannot be opened as a model .*xternal data"):
+            open_model(file)
+    node = onnx.helper.make_node("Trap", ["image"], ["out"], domain="elsewhere")
+    write_onnx(file, onnx.helper.make_graph([node], "of its own", [image], [out]), "elsewhere")
+    with pytest.raises(InputError, match="Trap.* is not a registered"):
+        open_model(file)
+
+
+def write_onnx(file: Path, graph: Any, domain: str) -> None:
+    import onnx
+
+    opsets = [onnx.helper.make_opsetid("", 18)] + ([onnx.helper.make_opsetid(domain, 1)] if domain else [])
+    file.write_bytes(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+
+
+LOLS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
+XML = {
+    "entities in entities": f'<!DOCTYPE net [<!ENTITY l0 "lol">{LOLS}]><net name="&l9;" version="11"><layers/></net>',
+    "an entity of a file": '<!DOCTYPE net [<!ENTITY x SYSTEM "file:///etc/hostname">]><net name="&x;"><layers/></net>',
+    "elements in elements": "<net>" * 100_000,
+    "an operation of its own": (
+        '<net name="g" version="11"><layers><layer id="0" name="image" type="Trap" version="elsewhere"><output>'
+        '<port id="0" precision="FP32"><dim>4</dim></port></output></layer></layers><edges/></net>'
+    ),
+    "weights beyond the file": (
+        '<net name="g" version="11"><layers><layer id="0" name="w" type="Const" version="opset1"><data '
+        'element_type="f32" shape="4" offset="99999999999" size="16"/><output><port id="0" precision="FP32"><dim>4</dim>'
+        '</port></output></layer><layer id="1" name="out" type="Result" version="opset1"><input><port id="0" '
+        'precision="FP32"><dim>4</dim></port></input></layer></layers><edges><edge from-layer="0" from-port="0" '
+        'to-layer="1" to-port="0"/></edges></net>'
+    ),
+}
+
+
+@pytest.mark.parametrize("content", XML.values(), ids=XML.keys())
+def test_an_openvino_model_is_xml_and_no_more(tmp_path: Path, content: str) -> None:
+    pytest.importorskip("openvino", reason="the extra deploy is not installed")
+    file = tmp_path / "model.xml"
+    file.with_suffix(".bin").write_bytes(bytes(16))
+    file.write_text('<?xml version="1.0"?>' + content)
+    check("xml", file, open_model)
+
+
+def test_a_program_of_compressed_records_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt2"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/models/model.json", " " * 10_000_000)
+    with pytest.raises(InputError, match="compressed records"):
+        open_model(file)
+
+
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
+def test_a_backbone_has_no_second_door_for_weights(option: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"The backbone option '{option}' is set by the network itself"):
+        build({"name": "gaze-cam", "backbone": "resnet10t", "options": {option: str(tmp_path / "trap.pth")}})
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/trap", "local-dir:trap", "/tmp/trap"])
+def test_a_backbone_is_never_fetched_by_its_name(name: str) -> None:
+    with pytest.raises(InputError, match="There is no backbone"):
+        build({"name": "gaze-cam", "backbone": name})
+    with pytest.raises(InputError, match="There is no encoder"):
+        build({"name": "mt-unet", "encoder": f"tu-{name}"})
+
+
+@pytest.mark.parametrize("name", ["../secret.csv", "/etc/hostname", "secret.csv"])
+def test_a_cohort_names_no_file_but_its_own(place: Path, tmp_path: Path, name: str) -> None:
+    """A copy of it would write that file, wherever it is."""
+    here = copied(place, tmp_path)
+    (here / "secret.csv").write_text("of somebody else")
+    meta = read_json(here / "cohort/cohort.json", "a cohort")
+    meta["checksums"][name] = "0" * 64
+    write_json(here / "cohort/cohort.json", meta)
+    with pytest.raises(InputError, match="does not describe a cohort"):
+        radgaze.plant_shortcut(here / "cohort", here / "out")
+
+
+def test_a_table_of_python_objects_is_refused(place: Path, forms: dict[str, bytes], tmp_path: Path) -> None:
+    """Arrow once unpickled the description of a column's type that its metadata holds."""
+    here = copied(place, tmp_path)
+    for name, read in (("gaze", lambda cohort: cohort[0].gaze), ("boxes", lambda cohort: cohort[0].boxes)):
+        file = here / f"cohort/{name}.parquet"
+        table = pa.parquet.read_table(file)
+        hints = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": forms["pickle 2"]}
+        schema = pa.schema([one.with_metadata(hints) for one in table.schema], metadata=table.schema.metadata)
+        pa.parquet.write_table(table.cast(schema), file)
+        described(here / "cohort", file.name)
+        with contextlib.suppress(RadgazeError):
+            read(Cohort.open(here / "cohort"))
+
+
+# ---- the source
+
+
+FORBIDDEN = {
+    "eval", "exec", "compile", "__import__",
+    "pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "h5py",
+    "torch.load", "torch.jit.load", "torch.package", "torch.hub", "torch.serialization",
+    "np.load", "numpy.load", "np.fromregex", "pd.read_pickle", "pl.DataFrame.deserialize", "pl.LazyFrame.deserialize",
+    "os.system", "os.popen", "subprocess.call",
+}  # fmt: skip
+ALLOWED = {"re.compile"}
+
+
+def test_the_source_calls_nothing_that_unpickles_or_evaluates() -> None:
+    found = [
+        f"{file.relative_to(SOURCE)}:{node.lineno}: {name}"
+        for file in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for name in named(node)
+        if any(name == one or name.startswith(f"{one}.") for one in FORBIDDEN) and name not in ALLOWED
+    ]
+    assert found == []
+
+
+def named(node: ast.AST) -> list[str]:
+    """What a node imports or calls, and keywords that switch a safeguard off."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    if not isinstance(node, ast.Call):
+        return []
+    unsafe = {("allow_pickle", True), ("weights_only", False), ("shell", True)}
+    switched = [(one.arg, getattr(one.value, "value", None)) for one in node.keywords]
+    return [ast.unparse(node.func), *("eval" for pair in switched if pair in unsafe)]
