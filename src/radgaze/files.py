@@ -19,6 +19,7 @@ from radgaze.errors import InputError, StorageError
 __all__ = [
     "PLAN",
     "atomic_path",
+    "check_fields",
     "folder_lock",
     "make_folder",
     "publish",
@@ -125,8 +126,29 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{str(path)!r} does not exist, so this is not {what}; check the path.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no text, a number too long, or lists in lists in lists
         raise InputError(f"{str(path)!r} is damaged ({error}); restore it or make {what} again.") from error
+
+
+def check_fields(content: Any, fields: Any, path: Path, what: str) -> None:
+    """Refuse the content of a JSON file that lacks one of ``fields``, a TypedDict, or has another type there.
+
+    It may have more.
+
+    Raises:
+        InputError: Names the field.
+    """
+    from pydantic import TypeAdapter, ValidationError  # heavy: only what opens cohorts and runs pays for it
+
+    try:
+        TypeAdapter(fields).validate_python(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "all of it"
+        raise InputError(
+            f"{str(path)!r} does not describe {what} ({where}: {problem['msg'].lower()}); restore it or make {what} "
+            "again."
+        ) from None
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:

@@ -59,7 +59,11 @@ _CODESTREAM, _JP2_FILE = b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  "  # how JPE
 
 _TIFF_PHOTOMETRIC, _TIFF_MIN_IS_WHITE = 262, 0
 
-logging.getLogger("pydicom").setLevel(logging.ERROR)  # its warnings quote values of headers
+# What these say below an error, of a header or a picture's tags, quotes values. The filter is for threads: there
+# catch_warnings of one may end while another reads.
+for _library in ("pydicom", "PIL"):
+    logging.getLogger(_library).setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module=r"pydicom\b")
 
 _BAND_CELLS = 32
 _BLOCK_ROWS = 64  # indexing through a table is five times faster while its indices stay in the cache
@@ -137,7 +141,7 @@ def image_size(path: Path | Upload, most: int | None = None) -> tuple[int, int]:
     try:
         if _is_dicom(path):
             header = _open_dicom(path, most, stop_before_pixels=True)
-            return _checked_size(header.get("Rows") or 0, header.get("Columns") or 0, path, most)
+            return _stated_size(header, path, most)
         with _open_picture(path) as picture:
             return _checked_size(picture.height, picture.width, path, most)
     finally:
@@ -366,7 +370,17 @@ def _open_dicom(path: Path | Upload, most: int | None = None, **options: Any) ->
     except Exception as error:  # pydicom raises many kinds for damaged headers
         raise InputError(
             f"Image {str(path)!r} is no readable DICOM file ({type(error).__name__}); fetch or export it again."
-        ) from error
+        ) from None  # its message may quote the header, and a traceback would show it
+
+
+def _stated_size(header: pydicom.Dataset, path: Path | Upload, most: int | None = None) -> tuple[int, int]:
+    try:
+        height, width = (int(header.get(name) or 0) for name in ("Rows", "Columns"))
+    except Exception:  # whatever pydicom and int() make of an element of another type
+        raise InputError(
+            f"DICOM {str(path)!r} does not give its rows and columns as numbers; fetch or export it again."
+        ) from None
+    return _checked_size(height, width, path, most)
 
 
 def _refuse_swelling(path: Path | Upload, most: int) -> None:
@@ -455,7 +469,7 @@ def _read_dicom(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
             raise InputError(
                 f"DICOM {str(path)!r} has {frames} frames; expected one radiograph, export the frame to use."
             )
-        _checked_size(dataset.get("Rows") or 0, dataset.get("Columns") or 0, path)
+        _stated_size(dataset, path)
         photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
         info = ImageInfo("DICOM", int(dataset.get("BitsStored") or 0), photometric)
         _refuse_other_size(dataset, path)
@@ -474,7 +488,7 @@ def _read_dicom(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
         raise InputError(
             f"DICOM {str(path)!r} cannot be decoded ({_reason(error)}); "
             f"fetch it again, or convert it to uncompressed DICOM or PNG."
-        ) from error
+        ) from None  # its message may quote the header, and a traceback would show it
     return (shown.max() - shown if photometric == "MONOCHROME1" else shown), info
 
 

@@ -69,6 +69,7 @@ def plant_shortcut(
     chosen = list(cohort.classes if classes is None else classes)
     check_arguments(cohort, out, rate, test, size, chosen)
     markers = draw_markers(cohort, chosen, rate, test, seed)
+    _ = cohort.images  # a damaged file is refused before it is copied
     settings = {"rate": rate, "test": test, "size": size, "classes": chosen, "seed": seed, "of": cohort.name}
     partial = out.with_name(out.name + ".partial")
     with folder_lock(partial, "planting a shortcut in"):
@@ -132,7 +133,7 @@ def draw_markers(
 
 def draw_on_images(cohort: Cohort, markers: NDArray[np.int64], size: float, path: Path) -> None:
     """Draw the markers into ``path``, a copy of the cohort's ``images.npy``."""
-    images = np.load(path, mmap_mode="r+")
+    images = np.lib.format.open_memmap(path, mode="r+")
     for study in cohort:  # readings of one image draw the same marker again
         if markers[study.image_row] >= 0:
             rows, columns = marked_pixels(study.source_size, study.grid, size)[markers[study.image_row]]

@@ -78,15 +78,20 @@ class Calibration:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Calibration:
-        before, after = content["log_loss"]
-        return cls(
-            torch.tensor(content["slopes"], dtype=torch.float64),
-            torch.tensor(content["offsets"], dtype=torch.float64),
-            content["task"],
-            content["studies"],
-            content["patients"],
-            (before, after),
-        )
+        try:
+            before, after = content["log_loss"]
+            return cls(
+                torch.tensor(content["slopes"], dtype=torch.float64),
+                torch.tensor(content["offsets"], dtype=torch.float64),
+                content["task"],
+                content["studies"],
+                content["patients"],
+                (before, after),
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"The calibration is damaged ({error!r}); it is fitted anew once its file is removed."
+            ) from None
 
 
 def calibrate(

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from typing_extensions import TypedDict
 
 from radgaze import __version__
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError, RadgazeError
-from radgaze.files import read_json, write_json
+from radgaze.files import check_fields, read_json, write_json
 from radgaze.gaze import Frame
 from radgaze.inference.calibration import Calibration, calibrate
 from radgaze.inference.predict import predict_studies
@@ -25,6 +26,13 @@ from radgaze.training.runs import Run
 __all__ = ["ModelCard", "calibration_of"]
 
 FORMAT = 1
+
+
+class Kept(TypedDict):
+    """What ``calibration.json`` says."""
+
+    weights: str
+    calibration: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +124,10 @@ class ModelCard:
         Raises:
             InputError: Written by a newer radgaze, or incomplete.
         """
-        if content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, Mapping) else None
+        if found != FORMAT:
             raise InputError(
-                f"The model card has format {content.get('format')!r}; this radgaze reads format {FORMAT}: export the "
+                f"The model card has format {found!r}; this radgaze reads format {FORMAT}: export the "
                 "run again, or update radgaze."
             )
         try:
@@ -156,6 +165,7 @@ def calibration_of(
     file = run.path / "calibration.json"
     if file.is_file():
         kept = read_json(file, "a calibration")
+        check_fields(kept, Kept, file, "a calibration")
         if kept["weights"] == digest:
             return Calibration.from_json(kept["calibration"]), None
     try:

@@ -117,8 +117,11 @@ class OpenVINOEngine:
     def __init__(self, file: Path | str, threads: int | None = None) -> None:
         openvino = require("openvino", self.name)
         core = openvino.Core()
+        with Path(exists(file)).open("rb") as content:
+            if content.read(5) != b"<?xml":  # else OpenVINO tries what it knows of other frameworks' files on it
+                raise damaged(file, ValueError("it is no XML"))
         try:
-            model = core.read_model(exists(file))
+            model = core.read_model(str(file))
         except RuntimeError as error:
             raise damaged(file, error) from error
         stored = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
@@ -250,6 +253,6 @@ def read_card(text: str | None, file: Path | str) -> ModelCard:
         )
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"The model card in {str(file)!r} is damaged ({error}); export the run again.") from error
     return ModelCard.from_json(content)

@@ -38,7 +38,7 @@ from safetensors.numpy import save_file
 
 from radgaze import __version__
 from radgaze.errors import InputError
-from radgaze.files import atomic_path, folder_lock, read_json, write_json
+from radgaze.files import atomic_path, check_fields, folder_lock, read_json, write_json
 from radgaze.inference.card import ModelCard
 from radgaze.inference.overlays import draw
 from radgaze.inference.predictor import Failure, Prediction, Predictor, load
@@ -302,6 +302,7 @@ def _open(folder: Path, settings: Mapping[str, Any], wanted: set[str]) -> set[st
         write_json(folder / SETTINGS, settings)
         return set()
     earlier = read_json(folder / SETTINGS, "a folder of predictions")
+    check_fields(earlier, dict[str, Any], folder / SETTINGS, "a folder of predictions")
     differing = [key for key in settings if key != "radgaze" and earlier.get(key) != settings[key]]
     if differing:
         raise InputError(

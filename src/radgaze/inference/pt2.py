@@ -110,6 +110,8 @@ def checked(content: bytes, path: Path) -> str:
 
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         listed = archive.namelist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise refused(path, "compressed records")
     records = [name.partition("/")[2] for name in listed]
     if len({name.partition("/")[0] for name in listed}) != 1 or len(set(listed)) != len(listed):
         raise refused(path, "more than one archive")
@@ -159,8 +161,8 @@ def strings(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 def refused(path: Path, what: str) -> InputError:
     return InputError(
-        f"{str(path)!r} holds {what}, which radgaze does not write and which could run code when opened; use a file "
-        "that radgaze export wrote."
+        f"{str(path)!r} holds {what}, which radgaze does not write and which could run code when opened, or fill the memory; "
+        "use a file that radgaze export wrote."
     )
 
 

@@ -16,6 +16,9 @@ from radgaze.models.weights import load_encoder_weights
 
 __all__ = ["feature_map", "make_backbone"]
 
+# Options by which timm would fetch or unpickle weights of its own; weights have one door, the setting of that name.
+FETCHING = ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+
 
 def make_backbone(
     name: str, in_channels: int, weights: str | Path | None, options: Mapping[str, Any] | None = None
@@ -45,7 +48,7 @@ def timm_backbone(
         raise InputError(f"There is no backbone {name!r}: {nearest(name, [*timm.list_models(), NarrowResNet.name])}")
     from_hub, options = str(weights) == "hub", dict(options or {})
     ours: dict[str, Any] = {"pretrained": from_hub, "in_chans": in_channels, "num_classes": 0, "global_pool": ""}
-    if taken := sorted(ours.keys() & options.keys()):
+    if taken := sorted((ours.keys() | set(FETCHING)) & options.keys()):
         raise InputError(f"The backbone option {taken[0]!r} is set by the network itself; leave it out of options.")
     try:
         backbone = timm.create_model(name, **ours, **options)

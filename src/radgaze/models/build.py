@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
@@ -16,6 +15,7 @@ from radgaze.files import atomic_path
 from radgaze.models.gaze_cam import GazeCAM
 from radgaze.models.mt_unet import MTUNet
 from radgaze.models.network import Network
+from radgaze.models.weights import read_tensors
 
 __all__ = ["NETWORKS", "build", "load_weights", "parameters", "save_weights", "write_tensors"]
 
@@ -76,9 +76,7 @@ def load_weights(model: AnyModule, path: Path) -> AnyModule:
     if not path.is_file():
         raise InputError(f"There is no weights file {str(path)!r}; train the run first or give another run.")
     try:
-        model.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise InputError(f"The weights file {str(path)!r} is damaged ({error}); restore it or train again.") from error
+        model.load_state_dict(read_tensors(path))
     except RuntimeError as error:
         raise InputError(
             f"The weights in {str(path)!r} do not fit the network they are loaded into; "

@@ -1,15 +1,28 @@
-"""Pretrained weights from a local safetensors file, fitted to an encoder of one or three input channels."""
+"""Tensors from safetensors files, and pretrained weights fitted to an encoder of one or three input channels."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from radgaze.errors import InputError
 
-__all__ = ["load_encoder_weights"]
+__all__ = ["load_encoder_weights", "read_tensors"]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        InputError: The file is damaged, or of another kind.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"The weights file {str(path)!r} is damaged ({error}); restore it or train again.") from error
 
 
 def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
@@ -21,7 +34,7 @@ def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
         )
     if not path.is_file():
         raise InputError(f"There is no weights file {str(path)!r}; give an existing .safetensors file.")
-    state = load_file(path)
+    state = read_tensors(path)
     wanted = encoder.state_dict()
     prefix = "model." if any(key.startswith("model.") for key in wanted) else ""  # timm networks sit under `model`
     found = {prefix + key: value for key, value in state.items() if prefix + key in wanted} or {

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -80,10 +80,16 @@ class Teacher:
         """Take over the scores of an earlier run, if they are of the same teacher for the same views."""
         if self.file is None or not self.file.is_file():
             return False
-        with safe_open(self.file, "pt") as content:
-            if content.metadata() != self.about:
-                return False
-            self.known = content.get_tensor("scores")
+        try:
+            with safe_open(self.file, "pt") as content:
+                if content.metadata() != self.about:
+                    return False
+                self.known = content.get_tensor("scores")
+        except SafetensorError as error:
+            raise InputError(
+                f"The teacher's scores in {str(self.file)!r} are damaged ({error}); remove the file, they are computed "
+                "anew."
+            ) from error
         return not bool(self.known.isnan().any())
 
     @torch.no_grad()

@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import TypedDict
 
 from radgaze.cohort import Cohort
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
-from radgaze.files import atomic_path, read_sealed, write_sealed, write_text
+from radgaze.files import atomic_path, check_fields, read_sealed, write_sealed, write_text
 from radgaze.gaze import Frame
 from radgaze.models import Network, build, load_weights
 from radgaze.models.build import write_tensors
+from radgaze.models.weights import read_tensors
 from radgaze.training.config import RunConfig
 from radgaze.training.data import training_studies
 from radgaze.training.schedule import Plateau
@@ -70,6 +70,34 @@ class TrainingState:
         return cls(**{**state, "plateau": Plateau(**plateau)})
 
 
+class Pointer(TypedDict):
+    """What ``state.json`` must say beside the fields of :class:`TrainingState`."""
+
+    last: str
+    best: str
+
+
+class TrainedOn(TypedDict):
+    """What ``config.json`` says of the cohort."""
+
+    path: str
+    name: str
+    size: tuple[int, int]
+    checksums: dict[str, str]
+
+
+class Content(TypedDict):
+    """What ``config.json`` must say; it may say more."""
+
+    run: dict[str, Any]
+    network: dict[str, Any]
+    classes: list[str]
+    task: str
+    attention: str
+    parameters: int
+    cohort: TrainedOn
+
+
 class Checkpoint:
     """Weights and optimiser state of the last and the best epoch, as safetensors under ``state/``.
 
@@ -85,6 +113,7 @@ class Checkpoint:
 
     def content(self) -> dict[str, Any]:
         content: dict[str, Any] = read_sealed(self.pointer, "a run that can be resumed")
+        check_fields(content, Pointer, self.pointer, "a run that can be resumed")
         return content
 
     def save(self, state: TrainingState, module: nn.Module, optimizer: Optimizer) -> None:
@@ -102,7 +131,13 @@ class Checkpoint:
                 old.unlink()
 
     def load_state(self) -> TrainingState:
-        return TrainingState.from_json(self.content())
+        content = self.content()
+        try:
+            return TrainingState.from_json(content)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{str(self.pointer)!r} is not the state of a training ({error}); restore it or train again."
+            ) from None
 
     def tensors(self, which: str) -> dict[str, Tensor]:
         """The ``"last"`` or ``"best"`` epoch's file.
@@ -115,14 +150,25 @@ class Checkpoint:
         if not file.is_file():
             raise InputError(f"{str(file)!r} is missing, which state.json names; restore it, or train anew.")
         check_sum(file, content.get("checksums", {}).get(file.stem), "restore it, or train anew")
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise InputError(f"{str(file)!r} is damaged ({error}); restore it, or train anew.") from error
+        return read_tensors(file)
 
     def restore(self, which: str, module: nn.Module, optimizer: Optimizer) -> None:
-        """Load the ``"last"`` or ``"best"`` weights and optimiser state."""
-        tensors = self.tensors(which)
+        """Load the ``"last"`` or ``"best"`` weights and optimiser state.
+
+        Raises:
+            InputError: They are damaged, or of another network.
+        """
+        try:
+            self._fill(module, optimizer, self.tensors(which))
+        except (IndexError, RuntimeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"The {which} state in {str(self.folder)!r} does not fit the network that is trained; keep a run's "
+                "files together."
+            ) from error
+
+    def _fill(self, module: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
         module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
@@ -198,10 +244,8 @@ class Run:
         """
         path = Path(path)
         content = read_sealed(path / "config.json", "a run")
-        try:
-            return cls(path, RunConfig.parse(content["run"]), content)
-        except KeyError as error:
-            raise InputError(f"{str(path / 'config.json')!r} lacks {error}, so this is not a run; check it.") from None
+        check_fields(content, Content, path / "config.json", "a run")
+        return cls(path, RunConfig.parse(content["run"]), content)
 
     @property
     def classes(self) -> list[str]:

@@ -142,7 +142,7 @@ class Arrays:
                 except OSError:  # a file system without links
                     shutil.copyfile(self.folder / name, finished / name)
                 continue
-            array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(self.folder / name, mode="r")
             target = allocate(finished / name, array.dtype, (len(rows), *array.shape[1:]))
             for position, row in enumerate(rows):
                 target[position] = array[row]
@@ -176,8 +176,8 @@ class Arrays:
         journal = self.folder / "journal.jsonl"
         if not journal.exists():
             return {}
-        images = np.load(self.folder / IMAGES, mmap_mode="r", allow_pickle=False)
-        masks = np.load(self.folder / MASKS, mmap_mode="r", allow_pickle=False) if self.structures else None
+        images = np.lib.format.open_memmap(self.folder / IMAGES, mode="r")
+        masks = np.lib.format.open_memmap(self.folder / MASKS, mode="r") if self.structures else None
         sizes: dict[int, tuple[int, int]] = {}
         whole = []
         for line in journal.read_text(encoding="utf-8").splitlines():

@@ -76,7 +76,7 @@ class _Rows:
     """A ``.npy`` file written by rows; not through a memory map, whose pages would all count as this process's own."""
 
     def __init__(self, path: Path) -> None:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")
         self.row_shape, self.dtype = array.shape[1:], array.dtype
         self.row_bytes = array.nbytes // len(array)
         self.start = path.stat().st_size - array.nbytes
