@@ -13,7 +13,16 @@ from typing import Any
 
 from radgaze.errors import InputError
 
-__all__ = ["atomic_path", "check_fields", "folder_lock", "make_folder", "publish", "read_json", "write_json", "write_text"]
+__all__ = [
+    "atomic_path",
+    "check_fields",
+    "folder_lock",
+    "make_folder",
+    "publish",
+    "read_json",
+    "write_json",
+    "write_text",
+]
 
 
 @contextmanager

@@ -410,7 +410,8 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 def _read_studies(path: Path, meta: dict[str, Any]) -> pl.DataFrame:
     labels = [f"y_{name}" for name in meta["classes"]] if meta["task"] == "multilabel" else []
-    return _read_table(path / "studies.parquet", [*COLUMNS, *labels, *(f"has_mask_{name}" for name in meta["structures"])])
+    masks = [f"has_mask_{name}" for name in meta["structures"]]
+    return _read_table(path / "studies.parquet", [*COLUMNS, *labels, *masks])
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:

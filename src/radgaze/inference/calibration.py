@@ -89,7 +89,9 @@ class Calibration:
                 (before, after),
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"The calibration is damaged ({error!r}); it is fitted anew once its file is removed.") from None
+            raise InputError(
+                f"The calibration is damaged ({error!r}); remove calibration.json, or export the run again."
+            ) from None
 
 
 def calibrate(
