@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_the_importer_takes_names_as_they_are(place: Path) -> None:
 def test_pages_show_names_and_obey_none(place: Path, page: str) -> None:
     text = (place / page).read_text(encoding="utf-8")
     read = Page(text)
-    read.check_self_contained()
+    read.check_self_contained(re.sub("base64,[A-Za-z0-9+/=]+", "", text))
     read.check_described()
     assert not [attributes for tag, attributes in read.tags if tag == "img" and attributes.get("src") == "x"]
     shown = [COHORT] if page == "small/simplification.html" else [COHORT, STUDY.format("s")[:10]]
@@ -95,7 +96,7 @@ def test_tables_for_machines_hold_names_exactly(place: Path) -> None:
     assert {f"p_{name}" for name in CLASSES} <= set(rows[0])
     assert {row["predicted"] for row in rows} <= set(CLASSES)
     with (place / "run/studies-test.csv").open(newline="", encoding="utf-8") as file:
-        assert STUDY[:10] in next(csv.DictReader(file))["study_id"]
+        assert STUDY.format("s")[:10] in next(csv.DictReader(file))["study_id"]
 
 
 def test_file_names_hold_letters_digits_and_strokes(place: Path) -> None:
