@@ -1,7 +1,8 @@
-"""Runs every command of radgaze, and its server, over a folder of inputs: ``python -m tests.every_command FOLDER``.
+"""Runs every command of radgaze, and its server, over a folder of inputs: ``python -m tests.every_command``.
 
-FOLDER/in holds images.csv, gaze.csv, boxes.csv, good, damaged and pictures; everything that is written goes to FOLDER/out.
-Logging and warnings are at their loudest. ``codes.json`` tells how each command ended.
+In the working folder ``in`` holds images.csv, gaze.csv, boxes.csv, the folders good, damaged and pictures, and a table
+for each file of damaged; everything that is written goes to ``out``. Logging and warnings are at their loudest, and
+``out/codes.json`` tells how each command ended.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ COMMANDS = {
     "evaluate": "evaluate out/run --resamples 20",
     "compare": "compare out/cohort --runs out/run --resamples 20 --jobs 1 --out out/comparison",
     "redundancy": "redundancy out/run --images 2",
-    "simplify": "simplify out/run --start inherited --epochs 1 --ratio 2 --target-params 20000 --max-auc-drop 1 --images 2 --out out/small",
+    "simplify": (
+        "simplify out/run --start inherited --epochs 1 --ratio 2 --target-params 20000 --max-auc-drop 1 --images 2 "
+        "--out out/small"
+    ),
     "predict": "predict out/run in/good in/pictures in/damaged --maps --out out/predictions",
     "predict, DICOM": "predict out/run in/good/000.dcm in/damaged --dicom sc,sr,pm --out out/objects",
     "onnx": "export out/run --format onnx --out out/model.onnx",
@@ -60,15 +64,9 @@ def serve(model: Path, cohort: Path, files: list[Path]) -> list[int]:
         answers = [client.post("/v1/predict", files={"image": (file.name, file.read_bytes())}) for file in files]
         batch = [("images", (file.name, file.read_bytes())) for file in files]
         answers.append(client.post("/v1/predict/batch", files=batch))
-        for place in (
-            "models",
-            "cohort/studies",
-            "cohort/studies/0",
-            "cohort/studies/0/gaze",
-            "cohort/studies/0/predict",
-        ):
-            answers.append(client.get(f"/v1/{place}"))
-        answers.append(client.get("/metrics"))
+        study = "/v1/cohort/studies/0"
+        places = ("/v1/models", "/v1/cohort/studies", study, f"{study}/gaze", f"{study}/predict", "/metrics")
+        answers += [client.get(place) for place in places]
     for answer in answers:
         print(dict(answer.headers), answer.text)
         statuses.append(answer.status_code)

@@ -1,4 +1,4 @@
-"""DICOM headers in which every text says where it stood, and the search for those texts in whatever was made of them."""
+"""DICOM headers in which every text says where it stood, and the search for those texts in what was made of them."""
 
 from __future__ import annotations
 

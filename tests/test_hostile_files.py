@@ -1,4 +1,4 @@
-"""No file that radgaze reads can run code or be mistaken for another kind: whatever is in it, the error is a sentence."""
+"""No file that radgaze reads can run code or pass for another kind: whatever is in it, the error is a sentence."""
 
 from __future__ import annotations
 
@@ -95,9 +95,8 @@ def resume(folder: Path) -> None:
 
 
 def fit(folder: Path, **settings: Any) -> None:
-    radgaze.fit(
-        folder / "cohort", folder / "new", "mt-unet", progress=False, **{"model": {"width": 2}, **RECIPE, **settings}
-    )
+    given = {"model": {"width": 2}, **RECIPE, **settings}
+    radgaze.fit(folder / "cohort", folder / "new", "mt-unet", progress=False, **given)
 
 
 def tables(folder: Path) -> None:
@@ -254,11 +253,11 @@ def test_an_onnx_model_takes_no_weights_from_elsewhere(tmp_path: Path) -> None:
         weights.external_data.add(key="location", value=location)
         node = onnx.helper.make_node("Add", ["image", "w"], ["out"])
         write_onnx(file, onnx.helper.make_graph([node], "reaching out", [image], [out], [weights]), "")
-        with pytest.raises(InputError, match="cannot be opened as a model .*xternal data"):
+        with pytest.raises(InputError, match=r"cannot be opened as a model .*xternal data"):
             open_model(file)
     node = onnx.helper.make_node("Trap", ["image"], ["out"], domain="elsewhere")
     write_onnx(file, onnx.helper.make_graph([node], "of its own", [image], [out]), "elsewhere")
-    with pytest.raises(InputError, match="Trap.* is not a registered"):
+    with pytest.raises(InputError, match=r"Trap.* is not a registered"):
         open_model(file)
 
 
@@ -280,8 +279,8 @@ XML = {
     ),
     "weights beyond the file": (
         '<net name="g" version="11"><layers><layer id="0" name="w" type="Const" version="opset1"><data '
-        'element_type="f32" shape="4" offset="99999999999" size="16"/><output><port id="0" precision="FP32"><dim>4</dim>'
-        '</port></output></layer><layer id="1" name="out" type="Result" version="opset1"><input><port id="0" '
+        'element_type="f32" shape="4" offset="99999999999" size="16"/><output><port id="0" precision="FP32"><dim>4'
+        '</dim></port></output></layer><layer id="1" name="out" type="Result" version="opset1"><input><port id="0" '
         'precision="FP32"><dim>4</dim></port></input></layer></layers><edges><edge from-layer="0" from-port="0" '
         'to-layer="1" to-port="0"/></edges></net>'
     ),

@@ -1,7 +1,7 @@
-"""What DICOM headers and pictures' metadata say of patients reaches nothing that radgaze writes, prints, logs or answers.
+"""What DICOM headers and pictures' metadata say reaches nothing that is written, printed, logged or answered.
 
-Every text of a header says where it stood; every command is run over such images, whole and damaged, and every byte that
-comes out is searched. The only exception are the DICOM objects that ``--dicom`` asks for.
+Every text of a header says where it stood; every command is run over such images, whole and damaged, and every byte
+that comes out is searched. The only exception are the DICOM objects that ``--dicom`` asks for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
-for extra in ("onnx", "onnxruntime", "openvino", "highdicom", "fastapi"):
-    pytest.importorskip(extra, reason="the extras deploy, dicom-out and serve are not installed")
-
 import radgaze
 from tests.cohorts import SOURCE_SIZE, write_tables
 from tests.inference.predictors import radiograph
 from tests.planted import PLANTED, UID, finds, plant, texts
 
+EXTRAS = ("onnx", "onnxruntime", "openvino", "highdicom", "fastapi")
+pytestmark = pytest.mark.skipif(
+    not all(map(find_spec, EXTRAS)), reason="the extras deploy, dicom-out and serve are not installed"
+)
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED = {  # from a source's header into the objects of --dicom
     "PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
@@ -176,11 +178,8 @@ def test_every_command_did_its_work(place: Path) -> None:
     assert 500 not in codes["serve"]
     assert codes["serve"].count(400) > damaged / 2
     assert codes["failures"] > damaged
-    assert sorted(path.name[-6:] for path in (place / "out/objects/dicom").glob("000-*")) == [
-        "pm.dcm",
-        "sc.dcm",
-        "sr.dcm",
-    ]
+    objects = (place / "out/objects/dicom").glob("000-*")
+    assert sorted(path.name[-6:] for path in objects) == ["pm.dcm", "sc.dcm", "sr.dcm"]
 
 
 def test_nothing_of_a_header_reaches_anything(place: Path) -> None:

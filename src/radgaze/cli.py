@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from radgaze import __version__
 from radgaze.errors import InputError, RadgazeError
@@ -33,8 +35,17 @@ app.add_typer(import_app, name="import")
 
 UsageError: Any = typer.BadParameter.__mro__[2]  # click's ClickException, which newer typers carry inside themselves
 
-messages = Console(stderr=True)
-tables = Console(markup=False)  # names from the data may hold brackets
+
+class Terminal(Console):
+    """Shows what comes from data as it is, but for characters that would steer the terminal: they are written out."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(STEERING.sub(lambda found: f"\\x{ord(found[0]):02x}", text), **options)
+
+
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+messages = Terminal(stderr=True)
+tables = Terminal(markup=False)  # names from the data may hold brackets
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
@@ -950,9 +961,11 @@ def print_cohort(cohort: Cohort, as_json: bool) -> None:
     tables.print(facts)
     left_out = cohort.meta["left_out"]
     for entry in left_out[:10]:
-        messages.print(f"left out {entry['study_id']}: {entry['reason']}", style="yellow", highlight=False)
+        told = f"left out {entry['study_id']}: {entry['reason']}"
+        messages.print(told, style="yellow", highlight=False, markup=False)
     if len(left_out) > 10:
-        messages.print(f"… and {len(left_out) - 10} more, in {cohort.path / 'cohort.json'}", style="yellow")
+        told = f"… and {len(left_out) - 10} more, in {cohort.path / 'cohort.json'}"
+        messages.print(told, style="yellow", markup=False)
 
 
 def readable(value: Any) -> str:

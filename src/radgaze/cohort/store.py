@@ -66,6 +66,7 @@ class Description(TypedDict):
 
 COLUMNS = ("study_id", "patient_id", "label", "split", "source_height", "source_width")
 COLUMNS += ("grid_y0", "grid_x0", "grid_dy", "grid_dx", "image_row", "gaze_start", "gaze_count")
+BOX_COLUMNS = ("study_id", *(one.name for one in fields(Box)))
 
 
 class Cohort:
@@ -327,8 +328,8 @@ class Cohort:
     @cached_property
     def _boxes(self) -> tuple[pl.DataFrame, dict[str, tuple[int, int]]]:
         """The boxes of all studies, and where those of each study_id start and how many they are."""
-        columns = ["study_id", *(one.name for one in fields(Box))]
-        table = _read_table(self.path / "boxes.parquet", columns).select(columns).sort("study_id", maintain_order=True)
+        table = _read_table(self.path / "boxes.parquet", BOX_COLUMNS).select(BOX_COLUMNS)
+        table = table.sort("study_id", maintain_order=True)
         runs = table["study_id"].rle().struct.unnest()
         starts = runs["len"].cum_sum() - runs["len"]
         return table.drop("study_id"), dict(zip(runs["value"], zip(starts, runs["len"], strict=True), strict=True))
@@ -410,9 +411,8 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 def _read_studies(path: Path, meta: dict[str, Any]) -> pl.DataFrame:
     labels = [f"y_{name}" for name in meta["classes"]] if meta["task"] == "multilabel" else []
-    return _read_table(
-        path / "studies.parquet", [*COLUMNS, *labels, *(f"has_mask_{name}" for name in meta["structures"])]
-    )
+    masks = [f"has_mask_{name}" for name in meta["structures"]]
+    return _read_table(path / "studies.parquet", [*COLUMNS, *labels, *masks])
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:

@@ -90,7 +90,7 @@ class Calibration:
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"The calibration is damaged ({error!r}); it is fitted anew once its file is removed."
+                f"The calibration is damaged ({error!r}); remove calibration.json, or export the run again."
             ) from None
 
 

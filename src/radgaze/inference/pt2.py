@@ -161,8 +161,8 @@ def strings(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 def refused(path: Path, what: str) -> InputError:
     return InputError(
-        f"{str(path)!r} holds {what}, which radgaze does not write and which could run code when opened, or fill the memory; "
-        "use a file that radgaze export wrote."
+        f"{str(path)!r} holds {what}, which radgaze does not write and which could run code when opened or fill the "
+        "memory; use a file that radgaze export wrote."
     )
 
 

@@ -394,7 +394,7 @@ def _read_table(path: Path, known: Sequence[str], required: Sequence[str]) -> _T
         raise InputError(
             f"{str(path)!r} is no readable table ({reason}); expected CSV with a header, save it again."
         ) from None
-    names = {column: column.strip() for column in cells.columns}
+    names = {column: column.replace('""', '"').strip() for column in cells.columns}  # Polars leaves quotes doubled
     names |= {column: name.lower() for column, name in names.items() if name.lower() in known}
     doubled = [name for name, count in Counter(names.values()).items() if count > 1]
     if doubled:
