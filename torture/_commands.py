@@ -146,8 +146,11 @@ MAY_DIFFER = {
 }
 """What is not compared, and why. Everything else is compared byte for byte."""
 
-CREATED = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\+00:00)?( UTC)?")
-CLOCKS = ("seconds", "created")
+TIME = re.compile(r"<time .*?</time>", re.DOTALL)
+TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
+CELL = re.compile(r"<t[hd].*?</t[hd]>", re.DOTALL)
+CLOCKS = ("seconds", "created", "Time")
+"""Keys, columns and titles under which a clock's reading stands."""
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -172,10 +175,20 @@ def comparable(path: Path, folder: Path) -> bytes:
     else:
         text = path.read_text()
     text = text.replace(str(folder), "FOLDER")
-    if path.name == "metrics.csv":
-        rows = [{**row, "seconds": ""} for row in csv.DictReader(io.StringIO(text))]
-        return json.dumps(rows).encode()
-    return (CREATED.sub("TIME", text) if path.suffix == ".html" else text).encode()
+    if path.suffix == ".csv":
+        rows = [{key: row[key] for key in row if key not in CLOCKS} for row in csv.DictReader(io.StringIO(text))]
+        return json.dumps([text.partition("\n")[0], rows]).encode()
+    return (TABLE.sub(without_clock_columns, TIME.sub("TIME", text)) if path.suffix == ".html" else text).encode()
+
+
+def without_clock_columns(table: re.Match[str]) -> str:
+    """A page's table without its columns of seconds, counted from the right: on the left a cell may span rows."""
+    rows = [CELL.findall(row) for row in table[0].split("<tr>")]
+    titles = [re.sub("<[^>]*>", "", cell) for cell in next((row for row in rows if row), [])]
+    clocks = {place - len(titles) for place, title in enumerate(titles) if title in CLOCKS}
+    if not clocks:
+        return table[0]
+    return json.dumps([[cell for place, cell in enumerate(row, -len(row)) if place not in clocks] for row in rows])
 
 
 def without_clocks(value: Any) -> Any:

@@ -12,8 +12,8 @@ import pytest
 
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
-from radgaze.files import read_sealed
-from radgaze.inference import evaluate, load
+from radgaze.files import folder_lock, read_sealed
+from radgaze.inference import evaluate, export, load, measure_redundancy, predict
 from radgaze.training import Run, fit
 from tests.training.test_trainer import SMALL
 
@@ -149,3 +149,24 @@ def test_new_weights_that_were_not_written_any_more_are_written_by_a_resume(run:
         Run.open(run).network()
     resumed(run, cohort)
     assert (run / "weights.safetensors").read_bytes() == new
+
+
+# ---- one writer at a time
+
+WRITES: dict[str, tuple[str, Callable[[Path, Path], Any]]] = {
+    "a training": ("", lambda run, out: fit(Run.open(run).cohort(), out, epochs=1, **SMALL)),
+    "a report": ("", lambda run, out: evaluate(run, out=out, resamples=5, progress=False)),
+    "redundancy": ("", lambda run, out: measure_redundancy(run, images=2, out=out, progress=False)),
+    "predictions": ("", lambda run, out: predict(run, Path(__file__).parent, out, progress=False)),
+    "an export": (".model.pt2.partial", lambda run, out: export(run, out / "model.pt2", format="torch-export")),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_second_writer_is_refused(trained: Path, tmp_path: Path, what: str) -> None:
+    held, write = WRITES[what]
+    with folder_lock(tmp_path / "out" / held, "writing into"):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(InputError, match="Another process is"):
+            write(trained, tmp_path / "out")
+        assert sorted(tmp_path.rglob("*")) == before

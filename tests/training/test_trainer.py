@@ -367,23 +367,29 @@ def test_when_one_process_has_a_bad_loss_all_end(cohort: Cohort, tmp_path: Path)
     assert not (tmp_path / "run" / "state.json").exists()
 
 
-# ---- what a board shows
+# ---- what stands beside the state
 
 
-def test_the_board_has_every_epoch_that_the_state_counts(
+def test_a_kill_right_after_the_state_costs_no_row(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorBoard's writer keeps rows for minutes; a kill right after the state must not cost one."""
+    """A resume does no epoch again that the state counts, so the table and the board have it by then."""
 
     class Killed(BaseException):
         pass
 
-    def killed(*_: object) -> None:
+    def killed(self: Checkpoint, *arguments: Any) -> None:
+        save(self, *arguments)
         raise Killed
 
-    monkeypatch.setattr(Checkpoint, "metrics_csv", killed)
-    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", lambda self: None)
-    with pytest.raises(Killed):
-        fit(cohort, tmp_path / "run", epochs=2, **SMALL)
+    save = Checkpoint.save
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", killed)
+        patch.setattr("torch.utils.tensorboard.SummaryWriter.close", lambda self: None)
+        with pytest.raises(Killed):
+            fit(cohort, tmp_path / "run", epochs=1, **SMALL)
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     assert b"val/loss" in events.read_bytes()
+    fit(cohort, tmp_path / "run", epochs=1, resume=True, **SMALL)
+    fit(cohort, tmp_path / "whole", epochs=1, **SMALL)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")

@@ -64,8 +64,10 @@ class Description(TypedDict):
     checksums: dict[Tables | Arrays, str]  # copies are made of the files named here: of no others
 
 
-COLUMNS = ("study_id", "patient_id", "label", "split", "source_height", "source_width")
-COLUMNS += ("grid_y0", "grid_x0", "grid_dy", "grid_dx", "image_row", "gaze_start", "gaze_count")
+COLUMNS = (
+    *("study_id", "patient_id", "label", "split", "source_height", "source_width"),
+    *("grid_y0", "grid_x0", "grid_dy", "grid_dx", "image_row", "gaze_start", "gaze_count"),
+)
 BOX_COLUMNS = ("study_id", *(one.name for one in fields(Box)))
 
 

@@ -379,7 +379,7 @@ class Trainer:
             for name, number in row.items():
                 if isinstance(number, (int, float)):
                     board.add_scalar(name.replace("_", "/", 1), number, row["epoch"])
-            board.flush()  # before the state: a killed epoch is done again, one that is counted is on the board
+            board.flush()  # it keeps rows for minutes
         self.save(restore_best=event == "rate dropped, best restored")
         bar.epoch_done(row)
 
@@ -399,10 +399,11 @@ class Trainer:
         if restore_best and self.state.best_epoch != self.state.epoch:
             self.checkpoint.restore("best", self.learner, self.optimizer)
         if self.fabric.is_global_zero:
-            self.checkpoint.save(self.state, self.learner, self.optimizer)
+            # the state last: killed before it the epoch is done again, and all of this is written again
             self.checkpoint.metrics_csv(self.state, self.out / "metrics.csv")
             if self.teacher is not None:
                 self.teacher.save()
+            self.checkpoint.save(self.state, self.learner, self.optimizer)
         self.fabric.barrier()
 
     def rate(self, step: int) -> float:

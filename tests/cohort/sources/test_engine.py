@@ -23,10 +23,10 @@ import polars as pl
 import pytest
 
 from radgaze.cohort import Cohort, gaze_file
-from radgaze.cohort.sources import arrays
+from radgaze.cohort.sources import arrays, engine
 from radgaze.cohort.sources.engine import RawStudy, write_cohort
 from radgaze.cohort.sources.worker import PixelWorker
-from radgaze.errors import InputError
+from radgaze.errors import InputError, StorageError
 from radgaze.files import folder_lock
 from radgaze.gaze import Gaze
 from tests.cohort.pictures import make_raws, options, write_dicom, write_image
@@ -466,6 +466,57 @@ def test_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     stopped = subprocess.run([sys.executable, "-c", INTERRUPTED, str(tmp_path)], cwd=ROOT, check=False)
     assert 4 <= stopped.returncode < 40  # rows begun, of 60
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_kill_left_of_a_finished_import_is_cleared_away(tmp_path: Path) -> None:
+    """Killed after the cohort had got its name, while the folder of work was being removed."""
+    raws = make_raws(tmp_path)
+    write_cohort(raws, tmp_path / "out", **options())
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "images.npy").write_bytes(b"of no more use")
+    with pytest.raises(InputError, match="exists already"):
+        write_cohort(raws, tmp_path / "out", **options())
+    assert not partial.exists()
+
+
+def test_work_that_can_be_gone_on_with_is_not_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raws = make_raws(tmp_path)
+    interrupted(tmp_path, raws, monkeypatch)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cohort.json").write_text("{}")
+    with pytest.raises(InputError, match="exists already"):
+        write_cohort(raws, tmp_path / "out", **options())
+    assert (tmp_path / "out.partial" / "journal.jsonl").read_text().count("\n") == len(raws)
+
+
+def test_a_plan_without_its_arrays_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raws = make_raws(tmp_path)
+    interrupted(tmp_path, raws, monkeypatch)
+    (tmp_path / "out.partial" / "masks.npy").unlink()
+    cohort = write_cohort(raws, tmp_path / "out", **options())
+    write_cohort(raws, tmp_path / "straight", **options())
+    assert files_of(cohort.path) == files_of(tmp_path / "straight")
+
+
+def test_a_disk_that_fills_up_with_gaze_is_told_and_the_import_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raws = make_raws(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.GazeWriter, "finish", full)
+        with pytest.raises(StorageError, match=r"out.partial' cannot be written .No space left on device.; free some"):
+            write_cohort(raws, tmp_path / "out", **options())
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(PixelWorker, "read", lambda *_, **__: pytest.fail("an image was read again"))
+    cohort = write_cohort(raws, tmp_path / "out", **options())
+    monkeypatch.undo()
+    write_cohort(raws, tmp_path / "straight", **options())
+    assert files_of(cohort.path) == files_of(tmp_path / "straight")
 
 
 def make_raws_again(folder: Path) -> list[RawStudy]:
