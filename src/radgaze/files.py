@@ -6,10 +6,12 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from radgaze.errors import InputError
 
@@ -24,7 +26,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         InputError: A file is where its folder should be.
     """
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # not by the number of this process: on a shared folder, another machine's may have the same one
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}.partial")
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -68,20 +71,30 @@ def read_json(path: Path, what: str) -> Any:
 
 
 @contextmanager
-def folder_lock(folder: Path, doing: str) -> Iterator[None]:
+def folder_lock(folder: Path, doing: str, patience: float = 0) -> Iterator[None]:
     """Hold ``folder`` for one process; a second one is refused. The system frees the lock when a process dies.
+
+    Args:
+        folder: Made where it is not there.
+        doing: For the error: what the other process is doing.
+        patience: Seconds that the other process is given to end.
 
     Raises:
         InputError: Another process holds it, or it is a file.
     """
     make_folder(folder)
+    deadline = time.monotonic() + patience
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"Another process is {doing} {str(folder)!r}; wait until it ends or choose another folder."
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise InputError(
+                        f"Another process is {doing} {str(folder)!r}; wait until it ends or choose another folder."
+                    ) from None
+                time.sleep(0.1)
         yield
 
 
