@@ -28,8 +28,9 @@ from uuid import uuid4
 
 import radgaze
 from radgaze.errors import InputError, RadgazeError, nearest
+from radgaze.files import make_folder
 
-__all__ = ["ENGINES", "Cluster", "Node", "check_engine", "cluster_for", "import_environment"]
+__all__ = ["ENGINES", "Cluster", "Node", "check_engine", "cluster_for", "import_environment", "open_cluster"]
 
 ENGINES = ("local", "ray")
 
@@ -54,19 +55,9 @@ def check_engine(engine: str, address: str | None) -> None:
 
 
 def cluster_for(engine: str, address: str | None, folder: Path) -> AbstractContextManager[Cluster | None]:
-    """The cluster that work for ``folder`` is spread over: None for ``"local"``.
-
-    Args:
-        engine: One of ``ENGINES``.
-        address: Of the cluster, ``HOST:PORT``. Else what ``RAY_ADDRESS`` says, else a Ray on this machine alone, which
-            is started and ended with the block. A process that is connected to Ray already stays so.
-        folder: Exists, is written to by the pieces, and is shared by all nodes.
-
-    Raises:
-        InputError: No Ray at that address, or it is not installed.
-    """
+    """The cluster that work for ``folder`` is spread over: None for ``"local"``; see :func:`open_cluster`."""
     check_engine(engine, address)
-    return _opened(address, folder) if engine == "ray" else nullcontext()
+    return open_cluster(address, folder) if engine == "ray" else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -197,7 +188,17 @@ def _work(function: Callable[..., Any], piece: dict[str, Any], seen: list[str], 
 
 
 @contextmanager
-def _opened(address: str | None, folder: Path) -> Iterator[Cluster]:
+def open_cluster(address: str | None, folder: Path) -> Iterator[Cluster]:
+    """A connection to Ray, as long as the block.
+
+    Args:
+        address: Of the cluster, ``HOST:PORT``. Else what ``RAY_ADDRESS`` says, else a Ray on this machine alone, which
+            is started and ended with the block. A process that is connected to Ray already stays so.
+        folder: Is written to, and shared by all nodes.
+
+    Raises:
+        InputError: No Ray at that address, or it is not installed.
+    """
     try:
         ray = import_module("ray")
     except ImportError as error:
@@ -215,10 +216,11 @@ def _opened(address: str | None, folder: Path) -> Iterator[Cluster]:
         with _token(folder) as token:
             yield Cluster(ray, token)
         return
-    with _token(folder) as token, _quiet(), _old_handler(signal.SIGTERM):
+    with _quiet(), _old_handler(signal.SIGTERM):
         _connect(ray, address or os.environ.get("RAY_ADDRESS") or "local")
         try:
-            yield Cluster(ray, token)
+            with _token(folder) as token:
+                yield Cluster(ray, token)
         finally:
             ray.shutdown()
 
@@ -252,6 +254,7 @@ def _check_answers(address: str) -> None:
 @contextmanager
 def _token(folder: Path) -> Iterator[Path]:
     """A file by which a node knows that it sees this very folder."""
+    make_folder(folder)
     for old in folder.glob(".ray-*.partial"):
         old.unlink(missing_ok=True)  # of a call that was killed
     token = Path(os.path.abspath(folder)) / f".ray-{uuid4().hex}.partial"

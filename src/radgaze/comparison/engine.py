@@ -72,7 +72,7 @@ def compare(
         control: Method that the others are compared with; by default ``classifier``, else the first.
         jobs: Runs at once; by default one for each GPU, else one for each core.
         engine: ``"local"``, or ``"ray"``: the runs are spread over a Ray cluster.
-        address: Of that cluster; see :func:`radgaze.cluster.cluster_for`.
+        address: Of that cluster; see :func:`radgaze.cluster.open_cluster`.
         split: ``"test"``, or ``"val"`` while a protocol is still being chosen.
         resamples: Bootstrap resamples over patients.
         progress: Show the runs and the epoch each is at.

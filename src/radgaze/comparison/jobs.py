@@ -23,7 +23,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from radgaze.cluster import Cluster, Node
+from radgaze.cluster import Cluster, Node, import_environment
 from radgaze.files import folder_lock, write_json
 
 __all__ = ["Job", "Outcome", "run_jobs", "run_jobs_on", "slots", "threads_of"]
@@ -178,7 +178,7 @@ def start(job: Job, folder: Path, environment: Mapping[str, str]) -> subprocess.
     with (folder / f"{job.name}.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "radgaze.comparison.worker", str(path)],
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            env={**os.environ, **import_environment(), "PYTHONUNBUFFERED": "1", **environment},
             stdin=subprocess.PIPE,  # never written to: its end tells the worker that we are gone
             stdout=log,
             stderr=subprocess.STDOUT,

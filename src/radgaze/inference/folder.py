@@ -123,7 +123,7 @@ def predict(
             predictions are returned with their maps and pixels.
         engine: What runs the network; see :func:`radgaze.load`. With ``"ray"`` PyTorch runs it on a Ray cluster, with
             ``"ray:onnx"`` and so on another engine does.
-        address: Of that cluster; see :func:`radgaze.cluster.cluster_for`.
+        address: Of that cluster; see :func:`radgaze.cluster.open_cluster`.
         batch_size: Images per forward pass; also how many are lost at most when the process is killed.
         overlays: Write a picture of each prediction.
         maps: Write each map's numbers.

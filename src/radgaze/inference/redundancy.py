@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from radgaze import __version__
-from radgaze.cluster import Cluster, check_engine, cluster_for
+from radgaze.cluster import check_engine, open_cluster
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
-from radgaze.files import make_folder, write_json
+from radgaze.files import write_json
 from radgaze.models import Network
 from radgaze.redundancy import TAUS, LayerRedundancy, RedundancyReport, measure, output_images, probe_studies
 from radgaze.redundancy.krm import Look, Looking, Looks
@@ -64,7 +64,7 @@ def measure_redundancy(
         seed: Of the choice of probe images.
         out: Folder of the report; by default the run's own.
         engine: ``"local"``, or ``"ray"``: the nodes of a Ray cluster look at an image each.
-        address: Of that cluster; see :func:`radgaze.cluster.cluster_for`.
+        address: Of that cluster; see :func:`radgaze.cluster.open_cluster`.
         progress: Show a progress bar.
 
     Returns:
@@ -77,24 +77,22 @@ def measure_redundancy(
     check_engine(engine, address)
     run = run if isinstance(run, Run) else Run.open(run)
     folder = Path(out) if out else run.path
-    make_folder(folder)
     other = cohort is not None
     cohort = run.cohort(cohort)
     studies = probe_studies(cohort, run.training_studies(cohort), images, seed)
     probes = load_images(cohort, studies.tolist())
     network = run.network().to(run.device)
     looking: dict[str, Any] = {"layers": layers, "after": after, "difference": difference}
-    with cluster_for(engine, address, folder) as cluster:
-        measured = measure(
-            network,
-            probes,
-            **looking,
-            tau=tau,
-            taus=taus,
-            keep_difference=True,  # the gallery orders each cluster by it
-            progress=progress,
-            elsewhere=look_on(cluster, run, cohort, studies.tolist(), looking) if cluster else None,
-        )
+    measured = measure(
+        network,
+        probes,
+        **looking,
+        tau=tau,
+        taus=taus,
+        keep_difference=True,  # the gallery orders each cluster by it
+        progress=progress,
+        elsewhere=look_on_ray(address, folder, run, cohort, studies.tolist(), looking) if engine == "ray" else None,
+    )
     shown = gallery_layers(measured)
     pictures = output_images(network, probes[0], layers=shown, after=after)
     strata = cohort.strata
@@ -154,25 +152,30 @@ Sent = list[tuple[str, tuple[int, int], list[tuple[NDArray[Any], NDArray[np.bool
 """The looks of an image, as arrays."""
 
 
-def look_on(
-    cluster: Cluster, run: Run, cohort: Cohort, studies: Sequence[int], looking: Mapping[str, Any]
+def look_on_ray(
+    address: str | None, folder: Path, run: Run, cohort: Cohort, studies: Sequence[int], looking: Mapping[str, Any]
 ) -> Iterator[Looks]:
     """What kernels show on the images of some studies, in their order: so their sums are the same to the last bit."""
-    given = {
-        "run": os.path.abspath(run.path),
-        "weights": run.digest,
-        "cohort": os.path.abspath(cohort.path),
-        "call": cluster.token.name,
-        "looking": looking,
-    }
-    pieces = ({**given, "study": study, "number": number} for number, study in enumerate(studies))
-    files = [run.path / "weights.safetensors", cohort.path / "images.npy"]
-    gpus = int(run.config.accelerator != "cpu" and cluster.gpus > 0)
-    for _, sent in cluster.map(look_at_study, pieces, files=lambda piece: files, gpus=gpus, in_order=True):
-        yield [
-            (name, Look(size, [(torch.from_numpy(one.copy()), torch.from_numpy(other.copy())) for one, other in pairs]))
-            for name, size, pairs in sent
-        ]
+    with open_cluster(address, folder) as cluster:
+        given = {
+            "run": os.path.abspath(run.path),
+            "weights": run.digest,
+            "cohort": os.path.abspath(cohort.path),
+            "call": cluster.token.name,
+            "looking": looking,
+        }
+        pieces = ({**given, "study": study, "number": number} for number, study in enumerate(studies))
+        files = [run.path / "weights.safetensors", cohort.path / "images.npy"]
+        gpus = int(run.config.accelerator != "cpu" and cluster.gpus > 0)
+        for _, sent in cluster.map(look_at_study, pieces, files=lambda piece: files, gpus=gpus, in_order=True):
+            yield [
+                (name, Look(size, [(tensor(one), tensor(other)) for one, other in pairs])) for name, size, pairs in sent
+            ]
+
+
+def tensor(sent: NDArray[Any]) -> torch.Tensor:
+    """A tensor that may be written to: what Ray has brought may only be read."""
+    return torch.from_numpy(sent.copy())
 
 
 def look_at_study(

@@ -121,7 +121,7 @@ def write_cohort(
         workers: processes that read pixels; by default one for each core, fewer for few images. On a cluster, pieces
             of the work that are done at once; by default as many as there is room for.
         engine: ``"local"``, or ``"ray"``: pixels are read on a Ray cluster.
-        address: of that cluster, see :func:`~radgaze.cluster.cluster_for`.
+        address: of that cluster, see :func:`~radgaze.cluster.open_cluster`.
         strict: raise on the first broken study instead of leaving it out.
         progress: show a progress bar on standard error.
 
