@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,15 @@ class TestPieces:
         with pytest.raises(InputError, match=r"does not see '.*\.ray-.*\.partial'"):
             list(opened.map(pieces.refuse, [{"number": 1}]))
 
+    def test_a_node_without_the_code_is_named(
+        self, opened: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "only_here.py").write_text("def work(): pass")
+        monkeypatch.syspath_prepend(tmp_path)
+        work = import_module("only_here").work
+        with pytest.raises(InputError, match=r"lacks what the work needs \(.*No module named 'only_here'\); install"):
+            list(opened.map(work, [{}]))
+
     def test_another_radgaze_is_refused(self, opened: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(radgaze, "__version__", "9.9")
         with pytest.raises(InputError, match=r"has radgaze .*, expected 9\.9; install the same on all"):
@@ -208,7 +218,7 @@ def test_what_a_killed_import_on_ray_has_read_is_kept(
     names = [gradient(tmp_path / f"{index}.png", 40 if index < 16 else 4000, index).name for index in range(18)]
     table = tmp_path / "images.csv"
     table.write_text("study_id,image\n" + "".join(f"{name[:-4]},{name}\n" for name in names))
-    command = ["radgaze.cli", "import", "tables", "images.csv", "--out", "out", "--size", "48x32", "--quiet"]
+    command = ["radgaze.cli", "import", "tables", str(table), "--out", "out", "--size", "48x32", "--quiet"]
     on_ray = ["--engine", "ray", "--address", two.address, "--workers", "1"]
     environment = os.environ | cluster.import_environment()
     journal = tmp_path / "out.partial" / "journal.jsonl"

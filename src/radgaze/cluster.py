@@ -153,7 +153,14 @@ class Cluster:
         try:
             return self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
-            raise error.cause from error  # the function's own
+            cause, said = error.cause, str(error.cause).strip()
+            missing = isinstance(cause, ImportError | self.ray.exceptions.RayError)
+            if missing or "failed to import on the worker" in said:
+                raise InputError(
+                    f"A node of the Ray cluster lacks what the work needs ({said.splitlines()[-1][:300]}); install the "
+                    "same radgaze, with its dependencies, on all."
+                ) from error
+            raise cause from error  # the function's own
         except self.ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())
             raise RadgazeError(
