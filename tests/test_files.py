@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,21 @@ def test_second_process_is_refused(tmp_path: Path) -> None:
         pass
     with folder_lock(tmp_path / "run", "training in"):
         pass
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    held = threading.Event()
+
+    def hold() -> None:
+        with folder_lock(tmp_path, "training in"):
+            held.set()
+            time.sleep(0.2)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    with folder_lock(tmp_path, "training in", patience=10):
+        holder.join()
 
 
 @pytest.mark.parametrize("below", ["", "deeper/folder"])

@@ -56,6 +56,11 @@ Canvas = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")]
 Workers = Annotated[int | None, typer.Option(help="Processes; one per core by default.")]
+ClusterEngine = Annotated[str, typer.Option("--engine", help="local, or ray: spread over a Ray cluster.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="With --engine ray: HOST:PORT of the cluster; RAY_ADDRESS, else this machine, by default."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a cohort that is already there.")]
 Strict = Annotated[bool, typer.Option(help="Stop at the first broken study instead of leaving it out by name.")]
 Split = Annotated[
@@ -95,6 +100,8 @@ def import_egd_cxr_command(
     split: Split = "patient",
     seed: Seed = 0,
     workers: Workers = None,
+    engine: ClusterEngine = "local",
+    address: Address = None,
     strict: Strict = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -112,6 +119,8 @@ def import_egd_cxr_command(
         drop_invalid=drop_invalid,
         drop_blinks=drop_blinks,
         split=split,
+        engine=engine,
+        address=address,
         **engine_options(size, fit, canvas, seed, workers, strict, overwrite, quiet),
     )
     print_cohort(cohort, as_json)
@@ -131,6 +140,8 @@ def import_reflacx_command(
     split: Split = "patient",
     seed: Seed = 0,
     workers: Workers = None,
+    engine: ClusterEngine = "local",
+    address: Address = None,
     strict: Strict = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -147,6 +158,8 @@ def import_reflacx_command(
         gaze=gaze,
         phases=parse_integers(phases, "--phases"),
         split=split,
+        engine=engine,
+        address=address,
         **engine_options(size, fit, canvas, seed, workers, strict, overwrite, quiet),
     )
     print_cohort(cohort, as_json)
@@ -172,6 +185,8 @@ def import_tables_command(
     ] = None,
     seed: Seed = 0,
     workers: Workers = None,
+    engine: ClusterEngine = "local",
+    address: Address = None,
     strict: Strict = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -189,6 +204,8 @@ def import_tables_command(
         gaze=gaze,
         boxes=boxes,
         name=name,
+        engine=engine,
+        address=address,
         **engine_options(size, fit, canvas, seed, workers, strict, overwrite, quiet),
         **{key: value for key, value in optional.items() if value is not None},
     )
@@ -561,6 +578,8 @@ def compare(
         typer.Option("--set", help="Any other setting, KEY=VALUE, or NAME:KEY=VALUE for one method or backbone alone."),
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at once; one per GPU, else one per core, by default.")] = None,
+    engine: ClusterEngine = "local",
+    address: Address = None,
     split: Annotated[str, typer.Option(help="test, or val while the protocol is still being chosen.")] = "test",
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples over patients.")] = 2000,
     quiet: Quiet = False,
@@ -597,6 +616,8 @@ def compare(
         runs=[run for given in runs or [] for run in parse_names(given)],
         control=control,
         jobs=jobs,
+        engine=engine,
+        address=address,
         split=split,
         resamples=resamples,
         progress=not quiet,
@@ -628,8 +649,12 @@ def predict(
         str, typer.Option(help="DICOM objects to write of DICOM images, e.g. sc,sr,pm; needs radgaze[dicom-out].")
     ] = "",
     engine: Annotated[
-        str | None, typer.Option(help="torch, onnx, openvino or torch-export; what fits RUN by default.")
+        str | None,
+        typer.Option(
+            help="torch, onnx, openvino or torch-export; what fits RUN by default. ray, ray:onnx, …: on a Ray cluster."
+        ),
     ] = None,
+    address: Address = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass; at most these are lost by a kill.")] = 16,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an earlier call was stopped; what failed is tried again.")
@@ -642,9 +667,9 @@ def predict(
     Exit code: 0 if all went well, 3 if some images or outputs failed, 2 if nothing could be predicted.
     """
     from radgaze.inference import load
-    from radgaze.inference.folder import predict
+    from radgaze.inference.folder import predict, split_engine
 
-    predictor = load(run, engine)
+    predictor = load(run, split_engine(engine)[1])
     if reason := predictor.card.uncalibrated:
         told = f"Probabilities are not calibrated and have no intervals, because {reason}"
         messages.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -652,6 +677,8 @@ def predict(
         predictor,
         images,
         out,
+        engine=engine,
+        address=address,
         batch_size=batch_size,
         overlays=overlays,
         maps=maps,
@@ -687,6 +714,8 @@ def redundancy(
     ] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the choice of probe images.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; the run's own by default.")] = None,
+    engine: ClusterEngine = "local",
+    address: Address = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -706,6 +735,8 @@ def redundancy(
         tau=tau,
         seed=seed,
         out=out,
+        engine=engine,
+        address=address,
         progress=not quiet,
     )
     if as_json:

@@ -9,10 +9,12 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from radgaze.errors import InputError, StorageError
 
@@ -83,7 +85,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         StorageError: The disk is full, read-only or broken.
     """
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # not by the number of this process: on a shared folder, another machine's may have the same one
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:12]}.partial")
     with storing(path):
         try:
             yield partial
@@ -179,23 +182,33 @@ def _seal(content: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def folder_lock(folder: Path, doing: str) -> Iterator[None]:
+def folder_lock(folder: Path, doing: str, patience: float = 0) -> Iterator[None]:
     """Hold ``folder`` for one process; a second one is refused. The system frees the lock when a process dies.
 
     What processes that were killed have left half-written in it is cleared away first.
+
+    Args:
+        folder: Made where it is not there.
+        doing: For the error: what the other process is doing.
+        patience: Seconds that the other process is given to end.
 
     Raises:
         InputError: Another process holds it, or it is a file.
         StorageError: The disk is full, read-only or broken, now or while the folder is held.
     """
     make_folder(folder)
+    deadline = time.monotonic() + patience
     with storing(folder), (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"Another process is {doing} {str(folder)!r}; wait until it ends or choose another folder."
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise InputError(
+                        f"Another process is {doing} {str(folder)!r}; wait until it ends or choose another folder."
+                    ) from None
+                time.sleep(0.1)
         for partial in folder.rglob(".*.partial"):
             if partial.is_file():
                 partial.unlink()

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from radgaze import __version__
+from radgaze.cluster import Cluster, check_engine, cluster_for
 from radgaze.cohort import Cohort
 from radgaze.cohort.store import sha256
-from radgaze.comparison.jobs import Job, Outcome, run_jobs, slots
+from radgaze.comparison.jobs import Job, Outcome, run_jobs, run_jobs_on, slots
 from radgaze.comparison.protocol import (
     Arm,
     PlannedRun,
@@ -45,6 +46,8 @@ def compare(
     runs: Sequence[Path | str] = (),
     control: str | None = None,
     jobs: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     split: str = "test",
     resamples: int = 2000,
     progress: bool = True,
@@ -68,6 +71,8 @@ def compare(
         runs: Finished runs that were trained elsewhere; they are measured into ``out/evaluations`` and not written to.
         control: Method that the others are compared with; by default ``classifier``, else the first.
         jobs: Runs at once; by default one for each GPU, else one for each core.
+        engine: ``"local"``, or ``"ray"``: the runs are spread over a Ray cluster.
+        address: Of that cluster; see :func:`radgaze.cluster.open_cluster`.
         split: ``"test"``, or ``"val"`` while a protocol is still being chosen.
         resamples: Bootstrap resamples over patients.
         progress: Show the runs and the epoch each is at.
@@ -87,6 +92,7 @@ def compare(
         raise InputError(f"jobs is {jobs}; give at least 1, or none for as many as the machine allows.")
     if resamples < 1:
         raise InputError(f"resamples is {resamples}; give at least 1, and some 2,000 for a 95 % interval.")
+    check_engine(engine, address)
     before, started = read_protocol(out, cohort)
     plain, plain_of = (json.loads(json.dumps(given or {}, default=str)) for given in (settings, settings_of))
     protocol = before.extended(cohort, methods, backbones, train_studies, seeds, plain, plain_of, runs)
@@ -96,7 +102,11 @@ def compare(
     control = choose_control(control, arms)
     with folder_lock(out, "comparing in"):
         write_protocol(out, protocol, cohort, arms)
-        outcomes = run_all(arms, cohort, out, jobs, split, resamples, progress)
+        left = left_to_do(arms, cohort, out, split, resamples)
+        outcomes: dict[str, Outcome] = {}
+        if left:
+            with cluster_for(engine, address, out) as cluster:
+                outcomes = run_all(left, arms, out, jobs, cluster, progress)
         reports_of = {
             run.name: report_folder(run, cohort, out, split)
             for arm in arms
@@ -115,10 +125,8 @@ def compare(
     return {**comparison, "path": str(page)}
 
 
-def run_all(
-    arms: Sequence[Arm], cohort: Cohort, out: Path, jobs: int | None, split: str, resamples: int, progress: bool
-) -> dict[str, Outcome]:
-    """Do what is left to do: seed by seed, so that a comparison that is stopped has something of every arm."""
+def left_to_do(arms: Sequence[Arm], cohort: Cohort, out: Path, split: str, resamples: int) -> list[Job]:
+    """What is left to do, seed by seed, so that a comparison that is stopped has something of every arm."""
     left = []
     for arm, run in sorted(((a, run) for a in arms for run in a.runs), key=lambda planned: planned[1].seed):
         trained = run.settings is None or is_trained(run)
@@ -135,11 +143,26 @@ def run_all(
             "resamples": resamples,
         }
         left.append(Job(run.name, f"{arm.name}, seed {run.seed}", run.path, arm.config["epochs"], content))
-    if not left:
-        return {}
-    gpus = visible_gpus() if all(arm.config["accelerator"] != "cpu" for arm in arms) else []
-    each = [len(gpus) if arm.config["devices"] == "auto" else int(arm.config["devices"]) for arm in arms]
-    return run_jobs(left, out / "jobs", slots(jobs, len(left), gpus, max(1, *each)), progress)
+    return left
+
+
+def run_all(
+    left: Sequence[Job], arms: Sequence[Arm], out: Path, jobs: int | None, cluster: Cluster | None, progress: bool
+) -> dict[str, Outcome]:
+    """Do what is left, on GPUs where there are any and every arm may use them."""
+    use_gpus = all(arm.config["accelerator"] != "cpu" for arm in arms)
+    folder = out / "jobs"
+    if cluster is not None:
+        most = max(node.gpus for node in cluster.nodes) if use_gpus else 0
+        return run_jobs_on(cluster, left, folder, jobs, gpus_of_a_run(arms, most) if most else 0, progress)
+    gpus = visible_gpus() if use_gpus else []
+    return run_jobs(left, folder, slots(jobs, len(left), gpus, gpus_of_a_run(arms, len(gpus))), progress)
+
+
+def gpus_of_a_run(arms: Sequence[Arm], of_machine: int) -> int:
+    """As many as the arm with the most asks for; ``"auto"`` is all of a machine."""
+    devices = [arm.config["devices"] for arm in arms]
+    return max(1, *(of_machine if given == "auto" else int(given) for given in devices))
 
 
 def visible_gpus() -> list[str]:

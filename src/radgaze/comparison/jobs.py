@@ -1,7 +1,8 @@
 """Runs as processes, as many at once as the machine allows; a run that fails does not stop the others.
 
 Each run is a process group of its own with a log of its own. Ctrl-C and SIGTERM end all of them; should this process
-be killed outright, they end by themselves (:mod:`radgaze.comparison.worker`).
+be killed outright, they end by themselves (:mod:`radgaze.comparison.worker`). On a Ray cluster the processes are
+children of its workers; where a node dies, its runs go on elsewhere from their last epoch.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from radgaze.files import write_json
+from radgaze.cluster import Cluster, Node, import_environment
+from radgaze.files import folder_lock, write_json
 
-__all__ = ["Job", "Outcome", "run_jobs", "slots"]
+__all__ = ["Job", "Outcome", "run_jobs", "run_jobs_on", "slots", "threads_of"]
 
 POLL = 0.1  # seconds
 GRACE = 5.0  # seconds a process has to end before it is killed
+LAST_BREATH = 60.0  # seconds within which a run on a node that is given up for dead is no more
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +112,73 @@ def run_jobs(
     return outcomes
 
 
+def run_jobs_on(
+    cluster: Cluster, jobs: Sequence[Job], folder: Path, at_once: int | None, gpus: int, progress: bool
+) -> dict[str, Outcome]:
+    """Do all jobs on a cluster.
+
+    Args:
+        cluster: Open for ``folder``.
+        jobs: In the order in which they start.
+        folder: As in :func:`run_jobs`.
+        at_once: How many at a time; by default as many as there is room for.
+        gpus: Of one run; without, all cores are shared out.
+        progress: Show the running jobs and the epoch each is at.
+
+    Returns:
+        Outcome of each job, by its name.
+    """
+    threads = 1 if gpus else threads_of(cluster.nodes, min(at_once or len(jobs), len(jobs)))
+    outcomes: dict[str, Outcome] = {}
+    with ended_by_signals(), Display(len(jobs), progress) as display:
+
+        def watch(running: Sequence[int]) -> None:
+            for position in running:
+                display.started(jobs[position])
+            display.look()
+
+        for position, code in cluster.map(
+            run_job,
+            ({"job": job, "folder": folder} for job in jobs),
+            files=lambda piece: [piece["job"].content["cohort"]],
+            cpus=threads,
+            gpus=gpus,
+            at_once=at_once or max(1, cluster.slots(threads, gpus)),
+            watch=watch,
+        ):
+            job = jobs[position]
+            outcomes[job.name] = outcome(code, folder / f"{job.name}.log")
+            display.ended(job, outcomes[job.name])
+    return outcomes
+
+
+def threads_of(nodes: Sequence[Node], runs: int) -> int:
+    """Threads of each run: the most with which all of them find a place at once, else 1; or as the user has set."""
+    if given := os.environ.get("OMP_NUM_THREADS"):
+        return int(given)
+    most = max((node.cpus for node in nodes), default=1)
+    return next((each for each in range(most, 1, -1) if sum(node.cpus // each for node in nodes) >= runs), 1)
+
+
+def run_job(job: Job, folder: Path) -> int:
+    """On a node: the run's process, from where an earlier one has left it; returns its exit code."""
+    if job.content["settings"] is not None:
+        with folder_lock(job.run, "training in", LAST_BREATH):
+            pass  # what trained in it, on a node that was given up for dead, has ended
+    process = start(job, folder, {})
+    try:
+        return process.wait()
+    finally:
+        end([process])
+
+
 def start(job: Job, folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     path = folder / f"{job.name}.json"
     write_json(path, job.content)
     with (folder / f"{job.name}.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "radgaze.comparison.worker", str(path)],
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            env={**os.environ, **import_environment(), "PYTHONUNBUFFERED": "1", **environment},
             stdin=subprocess.PIPE,  # never written to: its end tells the worker that we are gone
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -197,7 +260,8 @@ class Display:
         self.progress.stop()
 
     def started(self, job: Job) -> None:
-        self.tasks[job] = self.progress.add_task(job.label, total=job.epochs, status="")
+        if job not in self.tasks:
+            self.tasks[job] = self.progress.add_task(job.label, total=job.epochs, status="")
 
     def look(self) -> None:
         """Read the states of the running jobs, once a second at most."""

@@ -10,6 +10,9 @@ The lines of a batch are appended once all its files have their names, so a line
 kill tore is dropped when the call is resumed, and its image done again. Nothing grows with the number of images but
 the list of their paths.
 
+On a Ray cluster the nodes write the files and this process the lines: as the batches come, and at the end in the order
+of the images, so that the folder is the same as without Ray.
+
 What comes from a DICOM header goes into the files under ``dicom/`` and nowhere else.
 """
 
@@ -23,11 +26,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,15 +40,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.numpy import save_file
 
 from radgaze import __version__
+from radgaze.cluster import Cluster, check_engine, cluster_for
 from radgaze.errors import InputError
 from radgaze.files import atomic_path, check_fields, folder_lock, read_json, write_json
 from radgaze.inference.card import ModelCard
+from radgaze.inference.engine import TorchEngine
 from radgaze.inference.overlays import draw
 from radgaze.inference.predictor import Failure, Prediction, Predictor, load
 from radgaze.inference.sources import Source, find_images
 from radgaze.training.runs import Run
 
-__all__ = ["DICOM_KINDS", "predict"]
+__all__ = ["DICOM_KINDS", "predict", "split_engine"]
 
 DICOM_KINDS = ("sc", "sr", "pm")
 FORMAT = 1
@@ -71,6 +76,7 @@ def predict(
     out: None = None,
     *,
     engine: str | None = None,
+    address: None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> list[Prediction | Failure]: ...
@@ -83,6 +89,7 @@ def predict(
     out: Path | str,
     *,
     engine: str | None = None,
+    address: str | None = None,
     batch_size: int = 16,
     overlays: bool = True,
     maps: bool = False,
@@ -98,6 +105,7 @@ def predict(
     out: Path | str | None = None,
     *,
     engine: str | None = None,
+    address: str | None = None,
     batch_size: int = 16,
     overlays: bool = True,
     maps: bool = False,
@@ -113,7 +121,9 @@ def predict(
             reads them.
         out: Folder to write; must be absent or empty, unless ``resume``. Without one nothing is written, and the
             predictions are returned with their maps and pixels.
-        engine: What runs the network; see :func:`radgaze.load`.
+        engine: What runs the network; see :func:`radgaze.load`. With ``"ray"`` PyTorch runs it on a Ray cluster, with
+            ``"ray:onnx"`` and so on another engine does.
+        address: Of that cluster; see :func:`radgaze.cluster.open_cluster`.
         batch_size: Images per forward pass; also how many are lost at most when the process is killed.
         overlays: Write a picture of each prediction.
         maps: Write each map's numbers.
@@ -134,7 +144,14 @@ def predict(
     """
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} is below 1; give a whole number of images.")
-    predictor = model if isinstance(model, Predictor) else load(model, engine)
+    on_ray, runtime = split_engine(engine)
+    check_engine("ray" if on_ray else "local", address)
+    predictor = model if isinstance(model, Predictor) else load(model, runtime)
+    if on_ray and (out is None or predictor.origin is None):
+        raise InputError(
+            "A Ray cluster predicts into a folder, with a network that is in one; give out, and a run or what "
+            "radgaze export wrote."
+        )
     given = [images] if isinstance(images, str | Path) else list(images)
     if out is None:
         sources = find_images(given)
@@ -158,8 +175,14 @@ def predict(
     with folder_lock(folder, "predicting into"):
         finished = _open(folder, settings, {source.name for source in sources})
         todo = [source for source in sources if source.name not in finished]
-        with _bar(todo, progress) as bar, _quiet():
-            _run(predictor, todo, folder, outputs, batch_size, bar)
+        with cluster_for("ray" if on_ray else "local", address, folder) as cluster, _bar(todo, progress) as bar:
+            if cluster is None:
+                with _quiet():
+                    _run(predictor, todo, folder, outputs, batch_size, bar)
+            else:
+                _run_on(cluster, predictor, todo, folder, outputs, batch_size, bar)
+                _put_in_order(folder / JOURNAL, sources)
+                _sweep(folder)
         counts = _write_tables(folder, predictor.card)
     return {
         "path": str(folder),
@@ -177,14 +200,18 @@ def _run(
     pairs = zip(todo, results, strict=True)
     with (folder / JOURNAL).open("ab") as journal, ThreadPoolExecutor(WRITERS) as writers:
         while batch := list(islice(pairs, batch_size)):
-            entries = list(writers.map(partial(_entry, folder=folder, outputs=outputs), *zip(*batch, strict=True)))
-            journal.write(b"".join(json.dumps(entry, allow_nan=False).encode() + b"\n" for entry in entries))
-            journal.flush()
-            os.fsync(journal.fileno())
+            _append(journal, writers.map(partial(_entry, folder=folder, outputs=outputs), *zip(*batch, strict=True)))
+
+
+def _append(journal: IO[bytes], entries: Iterable[Mapping[str, Any]]) -> None:
+    """The lines of a batch, on the disk when this returns."""
+    journal.write(b"".join(json.dumps(entry, allow_nan=False).encode() + b"\n" for entry in entries))
+    journal.flush()
+    os.fsync(journal.fileno())
 
 
 def _results(
-    predictor: Predictor, sources: Sequence[Source], batch_size: int, bar: Progress
+    predictor: Predictor, sources: Sequence[Source], batch_size: int, bar: Progress | None = None
 ) -> Iterator[Prediction | Failure]:
     """One for each source, in their order."""
     predicted = predictor.predict_all(
@@ -192,7 +219,8 @@ def _results(
     )
     for source in sources:
         yield next(predicted) if source.problem is None else Failure(source.name, source.problem)
-        bar.advance(bar.task_ids[0])
+        if bar is not None:
+            bar.advance(bar.task_ids[0])
 
 
 @contextmanager
@@ -201,6 +229,99 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+# ---- on a cluster
+
+
+def split_engine(engine: str | None) -> tuple[bool, str | None]:
+    """Whether the network runs on Ray, and what runs it: ``"ray:onnx"`` to True and ``"onnx"``."""
+    if engine == "ray":
+        return True, None
+    where, colon, runtime = (engine or "").partition(":")
+    return (True, runtime) if colon and where == "ray" else (False, engine)
+
+
+def _run_on(
+    cluster: Cluster,
+    predictor: Predictor,
+    todo: Sequence[Source],
+    folder: Path,
+    outputs: Outputs,
+    batch_size: int,
+    bar: Progress,
+) -> None:
+    origin, batches = str(predictor.origin), list(_batches(todo, batch_size))
+    on_gpu = isinstance(predictor.engine, TorchEngine) and Run.open(origin).config.accelerator != "cpu"
+    pieces = (
+        {
+            "origin": origin,
+            "card": json.dumps(predictor.card.to_json()),
+            "sources": batch,
+            "folder": os.path.abspath(folder),
+            "outputs": outputs,
+            "batch_size": batch_size,
+        }
+        for batch in batches
+    )
+    with (folder / JOURNAL).open("ab") as journal:
+        for position, entries in cluster.map(
+            _predict_batch,
+            pieces,
+            files=lambda piece: [origin, *(source.path for source in piece["sources"])],
+            gpus=int(on_gpu and cluster.gpus > 0),
+        ):
+            _append(journal, entries)
+            bar.advance(bar.task_ids[0], len(batches[position]))
+
+
+def _batches(sources: Iterable[Source], batch_size: int) -> Iterator[list[Source]]:
+    """As many as one forward pass takes: the very batches that they are predicted in without Ray."""
+    batch: list[Source] = []
+    tried = 0
+    for source in sources:
+        batch.append(source)
+        tried += source.problem is None
+        if tried == batch_size:
+            yield batch
+            batch, tried = [], 0
+    if batch:
+        yield batch
+
+
+def _predict_batch(
+    origin: str, card: str, sources: Sequence[Source], folder: str, outputs: Outputs, batch_size: int
+) -> list[dict[str, Any]]:
+    """On a node: the images' lines, once their files are written."""
+    with _quiet():
+        results = _results(_predictor(origin, card), sources, batch_size)
+        return [_entry(*pair, Path(folder), outputs) for pair in zip(sources, results, strict=True)]
+
+
+@lru_cache(maxsize=1)
+def _predictor(origin: str, card: str) -> Predictor:
+    """This worker's predictor, for all batches that it gets."""
+    loaded, asked = load(origin, threads=1), ModelCard.from_json(json.loads(card))
+    if loaded.card.facts["weights"] != asked.facts["weights"]:
+        raise InputError(f"{origin!r} was changed while it predicted; predict into another --out.")
+    return Predictor(asked, loaded.engine)
+
+
+def _put_in_order(journal: Path, sources: Iterable[Source]) -> None:
+    """The lines in the order of the images; those of other images, of earlier calls, stay before them."""
+    place = {source.name: number for number, source in enumerate(sources)}
+    with journal.open("rb") as lines:
+        found, start = [], 0
+        for line in lines:
+            found.append((place.get(json.loads(line)["image"], -1), start, len(line)))
+            start += len(line)
+        ordered = sorted(found, key=lambda entry: entry[0])
+        if ordered == found:
+            return
+        with atomic_path(journal) as part, part.open("wb") as file:
+            for _, start, length in ordered:
+                lines.seek(start)
+                file.write(lines.read(length))
 
 
 # ---- what is written of one image
@@ -310,6 +431,13 @@ def _open(folder: Path, settings: Mapping[str, Any], wanted: set[str]) -> set[st
             "again, or choose another --out."
         )
     return _finished(folder / JOURNAL, wanted)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a call, or a node, that was killed while it wrote has left."""
+    for place in (folder, *(folder / name for name in ("overlays", "maps", "dicom"))):
+        for file in place.glob(".*.partial"):
+            file.unlink()
 
 
 def _finished(journal: Path, wanted: set[str]) -> set[str]:

@@ -133,10 +133,11 @@ class Predictor:
     Attributes:
         card: What it answers and how images reach it.
         engine: What runs it.
+        origin: The run's folder or exported file that the engine runs; None if it was made in this process alone.
     """
 
-    def __init__(self, card: ModelCard, engine: Engine) -> None:
-        self.card, self.engine = card, engine
+    def __init__(self, card: ModelCard, engine: Engine, origin: Path | None = None) -> None:
+        self.card, self.engine, self.origin = card, engine, origin
 
     def read(self, image: Image, name: str | None = None) -> Picture:
         """Read an image and bring it to the network's size, as the importer did for training.
@@ -255,13 +256,13 @@ def load(model: Run | Path | str, engine: str | None = None, *, threads: int | N
             raise InputError(
                 f"{str(model)!r} is for engine {opened.name!r}, not {engine!r}; leave the engine out, or load the run."
             )
-        return Predictor(card, opened)
+        return Predictor(card, opened, Path(model))
     run = model if isinstance(model, Run) else Run.open(model)
     card = ModelCard.of(run)
     if engine in (None, "torch"):
         if checked_threads(threads):
             torch.set_num_threads(threads)  # type: ignore[arg-type]  # not None
-        return Predictor(card, TorchEngine(run.network(), run.device))
+        return Predictor(card, TorchEngine(run.network(), run.device), run.path)
     from radgaze.inference.exporter import exported_for  # heavy: only other engines pay for it
 
     checked_threads(threads)
@@ -270,7 +271,7 @@ def load(model: Run | Path | str, engine: str | None = None, *, threads: int | N
         opened = open_model(path, threads)[1]
     except InputError:  # damaged, or of a PyTorch that this one cannot read
         opened = open_model(exported_for(run, str(engine), anew=True), threads)[1]
-    return Predictor(card, opened)
+    return Predictor(card, opened, path)
 
 
 def _as_pixels(image: NDArray[Any]) -> NDArray[Any]:

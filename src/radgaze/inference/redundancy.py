@@ -6,19 +6,26 @@ split stays unseen by whatever is decided from this report, such as which kernel
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from radgaze import __version__
+from radgaze.cluster import check_engine, open_cluster
 from radgaze.cohort import Cohort
+from radgaze.errors import InputError
 from radgaze.files import folder_lock, write_json
+from radgaze.models import Network
 from radgaze.redundancy import TAUS, LayerRedundancy, RedundancyReport, measure, output_images, probe_studies
+from radgaze.redundancy.krm import Look, Looking, Looks
 from radgaze.report import LayerPictures, thirds, write_redundancy
 from radgaze.training.data import load_images
 from radgaze.training.runs import Run
@@ -38,6 +45,8 @@ def measure_redundancy(
     taus: Sequence[float] = TAUS,
     seed: int = 0,
     out: Path | str | None = None,
+    engine: str = "local",
+    address: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure how many kernels of ``run``'s network show the eye something of their own, and write the report.
@@ -54,6 +63,8 @@ def measure_redundancy(
         taus: Thresholds of the curves.
         seed: Of the choice of probe images.
         out: Folder of the report; by default the run's own.
+        engine: ``"local"``, or ``"ray"``: the nodes of a Ray cluster look at an image each.
+        address: Of that cluster; see :func:`radgaze.cluster.open_cluster`.
         progress: Show a progress bar.
 
     Returns:
@@ -63,23 +74,25 @@ def measure_redundancy(
         InputError: Not a finished run, a cohort that does not fit it or has fewer images to look at, and
             whatever :func:`~radgaze.redundancy.measure` refuses.
     """
+    check_engine(engine, address)
     run = run if isinstance(run, Run) else Run.open(run)
+    folder = Path(out) if out else run.path
     other = cohort is not None
     cohort = run.cohort(cohort)
     cohort.check()
     studies = probe_studies(cohort, run.training_studies(cohort), images, seed)
     probes = load_images(cohort, studies.tolist())
     network = run.network().to(run.device)
+    looking: dict[str, Any] = {"layers": layers, "after": after, "difference": difference}
     measured = measure(
         network,
         probes,
-        layers=layers,
-        after=after,
-        difference=difference,
+        **looking,
         tau=tau,
         taus=taus,
         keep_difference=True,  # the gallery orders each cluster by it
         progress=progress,
+        elsewhere=look_on_ray(address, folder, run, cohort, studies.tolist(), looking) if engine == "ray" else None,
     )
     shown = gallery_layers(measured)
     pictures = output_images(network, probes[0], layers=shown, after=after)
@@ -115,7 +128,6 @@ def measure_redundancy(
         "gallery": {"study_id": ids[0], "layers": shown},
     }
     gallery = [layer_pictures(measured.layers[name], pictures[name].numpy()) for name in shown]
-    folder = Path(out) if out else run.path
     with folder_lock(folder, "writing a report into"):
         page = write_redundancy(report, probes[0, 0].numpy(), gallery, folder)
         write_json(folder / "redundancy.json", report)
@@ -134,3 +146,59 @@ def gallery_layers(report: RedundancyReport) -> list[str]:
     chosen = {layers[0].name, layers[-1].name}
     chosen |= {max(third, key=lambda layer: layer.parameters * layer.krm).name for third in thirds(layers) if third}
     return [layer.name for layer in layers if layer.name in chosen]
+
+
+# ---- on a cluster
+
+Sent = list[tuple[str, tuple[int, int], list[tuple[NDArray[Any], NDArray[np.bool_]]]]]
+"""The looks of an image, as arrays."""
+
+
+def look_on_ray(
+    address: str | None, folder: Path, run: Run, cohort: Cohort, studies: Sequence[int], looking: Mapping[str, Any]
+) -> Iterator[Looks]:
+    """What kernels show on the images of some studies, in their order: so their sums are the same to the last bit."""
+    with open_cluster(address, folder) as cluster:
+        given = {
+            "run": os.path.abspath(run.path),
+            "weights": run.digest,
+            "cohort": os.path.abspath(cohort.path),
+            "call": cluster.token.name,
+            "looking": looking,
+        }
+        pieces = ({**given, "study": study, "number": number} for number, study in enumerate(studies))
+        files = [run.path / "weights.safetensors", cohort.path / "images.npy"]
+        gpus = int(run.config.accelerator != "cpu" and cluster.gpus > 0)
+        for _, sent in cluster.map(look_at_study, pieces, files=lambda piece: files, gpus=gpus, in_order=True):
+            yield [
+                (name, Look(size, [(tensor(one), tensor(other)) for one, other in pairs])) for name, size, pairs in sent
+            ]
+
+
+def tensor(sent: NDArray[Any]) -> torch.Tensor:
+    """A tensor that may be written to: what Ray has brought may only be read."""
+    return torch.from_numpy(sent.copy())
+
+
+def look_at_study(
+    run: str, weights: str, cohort: str, call: str, looking: Mapping[str, Any], study: int, number: int
+) -> Sent:
+    """On a node: what kernels show on the image of a study."""
+    network, images = opened(run, weights, cohort, call)
+    image = load_images(images, [study])[0]
+    sent: Sent = []
+
+    def take(name: str, look: Look) -> None:
+        sent.append((name, look.size, [(one.cpu().numpy(), other.cpu().numpy()) for one, other in look.pairs]))
+
+    Looking(network, image, **looking).at(image, number, take)
+    return sent
+
+
+@lru_cache(maxsize=1)
+def opened(run: str, weights: str, cohort: str, call: str) -> tuple[Network, Cohort]:
+    """This worker's network and cohort, for all images that it gets in one ``call``."""
+    found = Run.open(run)
+    if found.digest != weights:
+        raise InputError(f"The run in {run!r} was changed while it was measured; measure it again.")
+    return found.network().to(found.device), Cohort.open(cohort)

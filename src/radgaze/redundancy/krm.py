@@ -19,9 +19,10 @@ is this project's own.** Two choices the abstract leaves open:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import repeat
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -34,10 +35,20 @@ from torch import Tensor, nn
 from radgaze.errors import InputError, nearest
 from radgaze.models.network import evaluating
 from radgaze.redundancy.capture import After, read_chains, watch
-from radgaze.redundancy.cover import check_threshold, count_distinct, distinct_kernels
+from radgaze.redundancy.cover import count_distinct, distinct_kernels
 from radgaze.redundancy.difference import Difference, find_difference, is_constant, perceived
 
-__all__ = ["TAUS", "LayerRedundancy", "Layers", "RedundancyReport", "measure", "output_images"]
+__all__ = [
+    "TAUS",
+    "LayerRedundancy",
+    "Layers",
+    "Look",
+    "Looking",
+    "Looks",
+    "RedundancyReport",
+    "measure",
+    "output_images",
+]
 
 Layers = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 
@@ -184,6 +195,7 @@ def measure(
     taus: Sequence[float] = TAUS,
     keep_difference: bool = False,
     progress: bool = False,
+    elsewhere: Iterable[Looks] | None = None,
 ) -> RedundancyReport:
     """Measure how many kernels of ``model`` show the eye something of their own.
 
@@ -203,38 +215,30 @@ def measure(
         taus: thresholds of the curve.
         keep_difference: keep each layer's D in the report.
         progress: show a progress bar.
+        elsewhere: what :meth:`Looking.at` gives, image by image in their order, where others look at them.
 
     Raises:
         InputError: for a model without such layers, with NaN or infinite weights or outputs; for fewer than two images,
             constant, NaN or infinite images; a threshold outside (0, 1); an unknown layer, ``after`` or difference.
     """
-    check_threshold("tau", tau)
-    for threshold in taus:
-        check_threshold("a value in taus", threshold)
-    place = _place(after)
-    compare = find_difference(difference)
-    convs = _choose(model, layers)
-    check_weights(model)
     check_images(images)
-
-    like = next(model.parameters())
-    probes = [image[None].to(like.device, like.dtype) for image in images]
-    sums = {name: MeanDifference(compare) for name in convs}
-    with evaluating(model), torch.no_grad():
-        chains = read_chains(model, probes[0], convs, place)
-        shown = Console(stderr=True)  # standard output is for results
-        watched = track(probes, description="looking at kernels", console=shown, disable=not progress)
-        for number, probe in enumerate(watched):
-
-            def take(name: str, output: Tensor, image: int = number) -> None:
-                sums[name].add(output, name, image)
-
-            watch(model, probe, convs, chains, take)
+    looking = Looking(model, images[0], layers=layers, after=after, difference=difference)
+    sums = {name: MeanDifference(looking.compare) for name in looking.convs}
+    shown = Console(stderr=True)  # standard output is for results
+    looks: Iterable[Looks | None] = repeat(None, len(images)) if elsewhere is None else elsewhere
+    for number, found in enumerate(
+        track(looks, "looking at kernels", len(images), console=shown, disable=not progress)
+    ):
+        if found is None:
+            looking.at(images[number], number, lambda name, look: sums[name].include(look))
+        else:
+            for name, look in found:
+                sums[name].include(look)
 
     taken: dict[str, list[tuple[str, ...]]] = {}
-    for chain in chains:
+    for chain in looking.chains:
         taken.setdefault(chain.conv, []).append(chain.operations)
-    left_out = {name: "the model never calls it" for name in convs if name not in taken}
+    left_out = {name: "the model never calls it" for name in looking.convs if name not in taken}
     left_out |= {name: "its output has a single pixel" for name in taken if sums[name].size == (1, 1)}
     measured = [name for name in taken if name not in left_out]
     if not measured:
@@ -242,7 +246,7 @@ def measure(
         raise InputError(f"No layer can be measured ({name!r}: {reason}): choose other layers or give larger images")
     return RedundancyReport(
         layers={
-            name: _layer(name, convs[name], sums[name], tuple(taken[name]), tau, taus, keep_difference)
+            name: _layer(name, looking.convs[name], sums[name], tuple(taken[name]), tau, taus, keep_difference)
             for name in measured
         },
         tau=tau,
@@ -283,6 +287,92 @@ def output_images(
     return seen
 
 
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the kernels of one layer show on one image.
+
+    Attributes:
+        size: (h, w) of the output images.
+        pairs: for each output image (as a rule one) the kernels' differences (K, K), and which kernels are constant
+            (K,); none where it is a single pixel.
+    """
+
+    size: tuple[int, int]
+    pairs: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def at(cls, output: Tensor, compare: Difference, name: str, image: int) -> Look:
+        """Look at an output (B, K, h, w) of the layer ``name``, of image number ``image``.
+
+        Raises:
+            InputError: no such output, or it is not finite; a ``compare`` that gives another shape than (K, K).
+        """
+        if output.ndim != 4:
+            raise InputError(
+                f"Layer {name!r} gives an output of shape {tuple(output.shape)}, expected (B, K, h, w): leave it out"
+            )
+        if not torch.isfinite(output).all():
+            raise InputError(
+                f"Layer {name!r} gives NaN or infinite values on image {image}, expected finite ones: "
+                "mend the weights, or scale the images as in training"
+            )
+        size = (output.shape[2], output.shape[3])
+        pairs = [] if size == (1, 1) else [(compare(perceived(maps)), is_constant(maps)) for maps in output]
+        for difference, constant in pairs:
+            if difference.shape != (len(constant), len(constant)):
+                raise InputError(
+                    f"The difference gave shape {tuple(difference.shape)} for {len(constant)} images, "
+                    f"expected ({len(constant)}, {len(constant)}): one value per pair"
+                )
+        return cls(size, pairs)
+
+
+Looks = Iterable[tuple[str, Look]]
+"""Of one image: layer and look for every call of a layer, in the order of calls."""
+
+
+class Looking:
+    """A model whose kernels are looked at: which of its layers, and what of their outputs.
+
+    Args:
+        model, layers, after, difference: as for :func:`measure`.
+        image: (C, H, W), any that the model takes.
+
+    Attributes:
+        convs: the layers by name.
+        chains: what is taken of them.
+        compare: the difference.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        image: Tensor,
+        *,
+        layers: Layers | None = None,
+        after: str = "activation",
+        difference: str | Difference = "mssim",
+    ) -> None:
+        place = _place(after)
+        self.model, self.compare, self.convs = model, find_difference(difference), _choose(model, layers)
+        check_weights(model)
+        with evaluating(model), torch.no_grad():
+            self.chains = read_chains(model, self._probe(image), self.convs, place)
+
+    def at(self, image: Tensor, number: int, take: Callable[[str, Look], None]) -> None:
+        """Run the model on an image (C, H, W); ``take(layer, look)`` is called for every call of a layer."""
+
+        def look(name: str, output: Tensor) -> None:
+            take(name, Look.at(output, self.compare, name, number))
+
+        with evaluating(self.model), torch.no_grad():
+            watch(self.model, self._probe(image), self.convs, self.chains, look)
+
+    def _probe(self, image: Tensor) -> Tensor:
+        like = next(self.model.parameters())
+        return image[None].to(like.device, like.dtype)
+
+
 class MeanDifference:
     """Differences of one layer's kernels, added up over its outputs.
 
@@ -299,25 +389,12 @@ class MeanDifference:
         self.size = (0, 0)
 
     def add(self, output: Tensor, name: str, image: int) -> None:
-        if output.ndim != 4:
-            raise InputError(
-                f"Layer {name!r} gives an output of shape {tuple(output.shape)}, expected (B, K, h, w): leave it out"
-            )
-        if not torch.isfinite(output).all():
-            raise InputError(
-                f"Layer {name!r} gives NaN or infinite values on image {image}, expected finite ones: "
-                "mend the weights, or scale the images as in training"
-            )
-        self.size = (output.shape[2], output.shape[3])
-        if self.size == (1, 1):
-            return
-        for maps in output:
-            difference, constant = self.compare(perceived(maps)), is_constant(maps)
-            if difference.shape != (len(maps), len(maps)):
-                raise InputError(
-                    f"The difference gave shape {tuple(difference.shape)} for {len(maps)} images, "
-                    f"expected ({len(maps)}, {len(maps)}): one value per pair"
-                )
+        """Look at an output; see :meth:`Look.at`."""
+        self.include(Look.at(output, self.compare, name, image))
+
+    def include(self, look: Look) -> None:
+        self.size = look.size
+        for difference, constant in look.pairs:
             if self.outputs == 0:
                 self.difference, self.dead = difference.float().clone(), constant
             else:

@@ -398,15 +398,15 @@ from radgaze.cohort.sources.engine import write_cohort
 from tests.cohort.pictures import make_raws, options
 
 folder, workers = Path(sys.argv[1]), int(sys.argv[2])
-read_one, done = arrays.Arrays._read_one, []
+read_one, done = arrays.read_one, []
 
-def dying(self, row, ask):
+def dying(picture, frame, row, ask):
     if len(done) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     done.append(row)
-    return read_one(self, row, ask)
+    return read_one(picture, frame, row, ask)
 
-arrays.Arrays._read_one = dying
+arrays.read_one = dying
 write_cohort(make_raws(folder), folder / "out", **options(workers=workers))
 """
 
@@ -445,16 +445,16 @@ from radgaze.cohort.sources import arrays
 from radgaze.cohort.sources.engine import write_cohort
 from tests.cohort.pictures import make_raws, options
 
-read_one, done = arrays.Arrays._read_one, []
+read_one, done = arrays.read_one, []
 
-def slow(self, row, ask):
+def slow(picture, frame, row, ask):
     done.append(row)
     if len(done) == 4:
         os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.1)
-    return read_one(self, row, ask)
+    return read_one(picture, frame, row, ask)
 
-arrays.Arrays._read_one = slow
+arrays.read_one = slow
 try:
     write_cohort(make_raws(Path(sys.argv[1]), 60), Path(sys.argv[1]) / "out", **options(workers=2))
 except KeyboardInterrupt:

@@ -1,5 +1,7 @@
 """Images and masks into arrays on disk: in parallel, and going on where a killed import stopped.
 
+Rows are read by child processes of this one or, on a Ray cluster, of its workers; they are entered in the journal here.
+
 A folder of work, ``OUT.partial``, holds
 
     plan.json      a fingerprint of the files, their sizes and times, and the grid; another plan starts everything over
@@ -19,17 +21,20 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import numpy as np
 import rich.console
 import rich.progress
 
-import radgaze
+from radgaze.cluster import Cluster, import_environment
 from radgaze.cohort.sources.worker import IMAGES, MASKS, PixelWorker, row_checksum
 from radgaze.errors import InputError
 from radgaze.files import PLAN, write_json
@@ -39,6 +44,7 @@ __all__ = ["Arrays", "Picture"]
 
 _LAYOUT = 1  # of the folder of work; a change makes older ones start over
 _PICTURES_PER_WORKER = 24  # below this a child process costs more than it saves
+_PICTURES_PER_PIECE = 8  # that a node of a cluster is given at a time, and takes with it when it dies
 
 _Answer = dict[str, Any]
 _Ask = Callable[..., _Answer]
@@ -89,9 +95,9 @@ class Arrays:
         write_json(plan, {"fingerprint": fingerprint, "pictures": len(self.pictures)} | asdict(self.frame))
 
     def fill(
-        self, *, workers: int | None, strict: bool, progress: bool
+        self, *, workers: int | None, strict: bool, progress: bool, cluster: Cluster | None = None
     ) -> tuple[dict[int, tuple[int, int]], dict[int, str]]:
-        """Read whatever is not in the arrays yet.
+        """Read whatever is not in the arrays yet, with ``workers`` processes or, on a cluster, pieces at once.
 
         Returns:
             the source size (H, W) of each row that was read, and for each other row the reason why it was not.
@@ -102,26 +108,33 @@ class Arrays:
         sizes = self._finished_rows()
         failures: dict[int, str] = {}
         waiting = [row for row in range(len(self.pictures)) if row not in sizes]
-        if workers is None:
-            workers = min(_cores(), len(waiting) // _PICTURES_PER_WORKER)
         lock = threading.Lock()
 
         with _progress_bar(progress) as bar, (self.folder / "journal.jsonl").open("a", encoding="utf-8") as journal:
             task = bar.add_task("Reading images", total=len(self.pictures), completed=len(sizes))
 
-            def handle(row: int, ask: _Ask) -> None:
-                answer = self._read_one(row, ask)
-                with lock:
-                    if "error" in answer:
-                        if strict:
-                            raise InputError(f"Study {self.pictures[row].study_id!r}: {answer['error']}")
-                        failures[row] = answer["error"]
-                    else:
-                        sizes[row] = answer["size"]
-                        journal.write(json.dumps({"row": row} | answer) + "\n")
-                        journal.flush()
-                    bar.advance(task)
+            def enter(row: int, answer: _Answer) -> None:
+                if "error" in answer:
+                    if strict:
+                        raise InputError(f"Study {self.pictures[row].study_id!r}: {answer['error']}")
+                    failures[row] = answer["error"]
+                else:
+                    sizes[row] = answer["size"]
+                    journal.write(json.dumps({"row": row} | answer) + "\n")
+                    journal.flush()
+                bar.advance(task)
 
+            def handle(row: int, ask: _Ask) -> None:
+                answer = read_one(self.pictures[row], self.frame, row, ask)
+                with lock:
+                    enter(row, answer)
+
+            if cluster is not None:
+                for row, answer in self._on_cluster(cluster, waiting, workers):
+                    enter(row, answer)
+                return sizes, failures
+            if workers is None:
+                workers = min(_cores(), len(waiting) // _PICTURES_PER_WORKER)
             if workers <= 1:
                 worker = PixelWorker(self.folder)
                 for row in waiting:
@@ -159,17 +172,20 @@ class Arrays:
         ]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
-    def _read_one(self, row: int, ask: _Ask) -> _Answer:
-        picture = self.pictures[row]
-        read = ask("read", image=picture.image, masks=picture.masks)
-        if "error" in read:
-            return read
-        size = (int(read["size"][0]), int(read["size"][1]))
-        try:
-            grid = self.frame.grid(size)
-        except InputError as error:
-            return {"error": f"image {picture.image!r}: {error}"}
-        return {"size": size} | ask("place", row=row, grid=asdict(grid))
+    def _on_cluster(self, cluster: Cluster, rows: Sequence[int], at_once: int | None) -> Iterator[tuple[int, _Answer]]:
+        """Each row and its answer, as they come."""
+        folder = os.path.abspath(self.folder)
+        pieces = (
+            {
+                "folder": folder,
+                "call": cluster.token.name,
+                "frame": self.frame,
+                "pictures": {row: self.pictures[row] for row in rows[start : start + _PICTURES_PER_PIECE]},
+            }
+            for start in range(0, len(rows), _PICTURES_PER_PIECE)
+        )
+        for _, answers in cluster.map(_read_rows, pieces, files=_files_of, at_once=at_once):
+            yield from answers.items()
 
     def _finished_rows(self) -> dict[int, tuple[int, int]]:
         """Rows of an interrupted import whose pixels are whole on disk, with their source sizes."""
@@ -214,6 +230,18 @@ def allocate(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.mem
     return array
 
 
+def read_one(picture: Picture, frame: Frame, row: int, ask: _Ask) -> _Answer:
+    read = ask("read", image=picture.image, masks=picture.masks)
+    if "error" in read:
+        return read
+    size = (int(read["size"][0]), int(read["size"][1]))
+    try:
+        grid = frame.grid(size)
+    except InputError as error:
+        return {"error": f"image {picture.image!r}: {error}"}
+    return {"size": size} | ask("place", row=row, grid=asdict(grid))
+
+
 def _stamp(file: str) -> tuple[str, int, int]:
     try:
         status = os.stat(file)
@@ -248,7 +276,7 @@ def _in_child_processes(folder: Path, rows: Sequence[int], handle: Callable[[int
     stop = threading.Event()
 
     def serve(number: int) -> None:
-        with contextlib.closing(_Child(folder, number)) as child:
+        with contextlib.closing(_Child(folder, str(number))) as child:
             while not stop.is_set():
                 try:
                     handle(waiting.get_nowait(), child.ask)
@@ -273,18 +301,19 @@ def _in_child_processes(folder: Path, rows: Sequence[int], handle: Callable[[int
 class _Child:
     """A pixel worker in a process of its own; started again when a damaged file has crashed it."""
 
-    def __init__(self, folder: Path, number: int) -> None:
-        self.folder = folder
-        self.log = folder / f"worker-{number}.log"
+    def __init__(self, folder: Path, name: str, shared: bool = False) -> None:
+        self.command = [sys.executable, "-m", "radgaze.cohort.sources.worker", str(folder)]
+        if shared:
+            self.command.append("--shared")
+        self.log = folder / f"worker-{name}.log"
         self._start()
 
     def _start(self) -> None:
-        paths = [str(Path(radgaze.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         # One thread in each: the processes are the parallelism.
-        settings = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+        settings = import_environment() | {"OMP_NUM_THREADS": "1"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "radgaze.cohort.sources.worker", str(self.folder)],
+                self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -321,3 +350,26 @@ class _Child:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
         self.process.wait()
+
+
+# ---- on a node of a cluster
+
+
+def _read_rows(folder: str, call: str, frame: Frame, pictures: dict[int, Picture]) -> dict[int, _Answer]:
+    """A piece of an import: rows, and what :func:`read_one` says of each."""
+    child = _child_of(folder, call)
+    return {row: read_one(picture, frame, row, child.ask) for row, picture in pictures.items()}
+
+
+def _files_of(piece: Mapping[str, Any]) -> Iterator[str]:
+    for picture in piece["pictures"].values():
+        yield from (picture.image, *chain.from_iterable(picture.masks))
+
+
+@lru_cache(maxsize=1)
+def _child_of(folder: str, call: str) -> _Child:
+    """This worker's child in an import, for all pieces that it gets; ``call`` tells imports into one folder apart.
+
+    It ends when nothing holds its pipes any more: with this process at the latest, however that ends.
+    """
+    return _Child(Path(folder), uuid4().hex, shared=True)

@@ -67,6 +67,8 @@ def import_egd_cxr(
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     strict: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -87,7 +89,7 @@ def import_egd_cxr(
         name: of the cohort, as reports will call it.
         drop_invalid: mark points invalid where the tracker does (FPOGV = 0).
         drop_blinks: mark points of a blink (BKID > 0) invalid.
-        size, fit, canvas, split, fractions, seed, workers, strict, overwrite, progress: see
+        size, fit, canvas, split, fractions, seed, workers, engine, address, strict, overwrite, progress: see
             :func:`~radgaze.cohort.sources.engine.write_cohort`.
 
     A study is left out, by name and with the reason, whose row is not one-hot, occurs twice or names no patient, or
@@ -158,6 +160,8 @@ def import_egd_cxr(
         fractions=fractions,
         seed=seed,
         workers=workers,
+        engine=engine,
+        address=address,
         strict=strict,
         overwrite=overwrite,
         progress=progress,

@@ -19,6 +19,7 @@ import polars as pl
 import rich.console
 import rich.progress
 
+from radgaze.cluster import check_engine, cluster_for
 from radgaze.cohort.gaze_file import GazeWriter
 from radgaze.cohort.sources.arrays import Arrays, Picture
 from radgaze.cohort.splits import (
@@ -95,6 +96,8 @@ def write_cohort(
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     strict: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -116,7 +119,10 @@ def write_cohort(
         counts, left_out: what the importer has counted and left out so far; the engine adds its own.
         split: ``"patient"``, ``"image"`` (leaks patients, warns) or ``"source"`` (each study's own ``split``).
         fractions, seed: of a split by patient or image.
-        workers: processes that read pixels; by default one for each core, fewer for few images.
+        workers: processes that read pixels; by default one for each core, fewer for few images. On a cluster, pieces
+            of the work that are done at once; by default as many as there is room for.
+        engine: ``"local"``, or ``"ray"``: pixels are read on a Ray cluster.
+        address: of that cluster, see :func:`~radgaze.cluster.open_cluster`.
         strict: raise on the first broken study instead of leaving it out.
         progress: show a progress bar on standard error.
 
@@ -131,6 +137,7 @@ def write_cohort(
     structures, classes, class_structures = list(structures), list(classes), dict(class_structures or {})
     _check_arguments(size, fit, canvas, task, classes, structures, class_structures, gaze_kind, split)
     _check_studies(raws, task, classes, structures, split)
+    check_engine(engine, address)
     if split == "image":
         warn_of_leakage()  # before hours of reading, not after
     dropped = list(left_out)
@@ -145,7 +152,8 @@ def write_cohort(
         frame = Frame(size, fit, canvas)
         arrays = Arrays(partial, pictures, frame, structures)
         arrays.prepare()
-        sizes, failures = arrays.fill(workers=workers, strict=strict, progress=progress)
+        with cluster_for(engine, address, partial) as cluster:
+            sizes, failures = arrays.fill(workers=workers, strict=strict, progress=progress, cluster=cluster)
 
         kept: list[RawStudy] = []
         rows: list[int] = []

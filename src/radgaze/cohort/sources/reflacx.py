@@ -68,6 +68,8 @@ def import_reflacx(
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     strict: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -90,7 +92,7 @@ def import_reflacx(
         phases: of the data set's three, those to import.
         split: ``"patient"``, ``"image"``, or ``"source"``: the data set's own train, validate and test, refused where
             a patient is on two sides.
-        size, fit, canvas, fractions, seed, workers, strict, overwrite, progress: see
+        size, fit, canvas, fractions, seed, workers, engine, address, strict, overwrite, progress: see
             :func:`~radgaze.cohort.sources.engine.write_cohort`.
 
     A reading whose eye tracking was discarded stays, without gaze. A reading is left out, by name and with the
@@ -146,6 +148,8 @@ def import_reflacx(
         fractions=fractions,
         seed=seed,
         workers=workers,
+        engine=engine,
+        address=address,
         strict=strict,
         overwrite=overwrite,
         progress=progress,

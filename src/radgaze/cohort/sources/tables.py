@@ -61,6 +61,8 @@ def import_tables(
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     strict: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -74,7 +76,7 @@ def import_tables(
         classes: labels in the order they are to have; by default sorted.
         gaze_kind: ``"fixations"`` or ``"samples"``; by default fixations if the table has durations.
         split: ``"source"``, ``"patient"`` or ``"image"``; by default the table's own if it has one, else by patient.
-        fit, canvas, class_structures, fractions, seed, workers, strict, overwrite, progress: as in
+        fit, canvas, class_structures, fractions, seed, workers, engine, address, strict, overwrite, progress: as in
             :func:`~radgaze.cohort.sources.engine.write_cohort`.
 
     A study with an unreadable cell, image or mask is left out by name. Without a ``patient_id`` a study is its own
@@ -118,6 +120,8 @@ def import_tables(
         fractions=fractions,
         seed=seed,
         workers=workers,
+        engine=engine,
+        address=address,
         strict=strict,
         overwrite=overwrite,
         progress=progress,

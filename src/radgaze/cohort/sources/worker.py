@@ -1,8 +1,9 @@
 """The pixel worker: reads an image, resamples it and its masks, writes its row into the arrays.
 
-The import engine runs this file as a child process (``python -m radgaze.cohort.sources.worker FOLDER``) and talks to it
-in lines of JSON. A plain child process rather than a pool of forks: it starts without torch, needs no guard around the
-caller's script, pickles nothing, and a decoder that crashes on a damaged file takes down one study, not the import.
+The import engine runs this file as a child process (``python -m radgaze.cohort.sources.worker FOLDER [--shared]``) and
+talks to it in lines of JSON. A plain child process rather than a pool of forks: it starts without torch, needs no guard
+around the caller's script, pickles nothing, and a decoder that crashes on a damaged file takes down one study, not the
+import.
 """
 
 from __future__ import annotations
@@ -32,11 +33,15 @@ class PixelWorker:
     """Reads one image at a time and places it in the arrays of ``folder``.
 
     Reading and placing are two steps because the grid follows from the size of the image that was read.
+
+    Args:
+        folder: The folder of work.
+        shared: Other machines write to it too.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.images = _Rows(folder / IMAGES)
-        self.masks = _Rows(folder / MASKS) if (folder / MASKS).exists() else None
+    def __init__(self, folder: Path, shared: bool = False) -> None:
+        self.images = _Rows(folder / IMAGES, shared)
+        self.masks = _Rows(folder / MASKS, shared) if (folder / MASKS).exists() else None
 
     def answer(self, do: str, **message: Any) -> dict[str, Any]:
         """Do what a message asks; a file that cannot be used is an answer too: ``{"error": sentence}``."""
@@ -75,12 +80,14 @@ class PixelWorker:
 class _Rows:
     """A ``.npy`` file written by rows; not through a memory map, whose pages would all count as this process's own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shared: bool) -> None:
         array = np.lib.format.open_memmap(path, mode="r")
         self.row_shape, self.dtype = array.shape[1:], array.dtype
         self.row_bytes = array.nbytes // len(array)
         self.start = path.stat().st_size - array.nbytes
-        self.file = path.open("rb+")
+        # On a network's file system, a row must be there for all before it is said to be, and no more than the row may
+        # be written: without O_DSYNC a client may fill up the page with what it believes another's row to be.
+        self.file = os.fdopen(os.open(path, os.O_RDWR | (os.O_DSYNC if shared else 0)), "rb+")
 
     def write(self, row: int, values: npt.NDArray[Any]) -> None:
         assert (values.shape, values.dtype) == (self.row_shape, self.dtype)
@@ -100,7 +107,7 @@ def main() -> None:
     # Decoders written in C may print to standard output; the answers go to a private copy of it.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    worker = PixelWorker(Path(sys.argv[1]))
+    worker = PixelWorker(Path(sys.argv[1]), shared="--shared" in sys.argv)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(worker.answer(**json.loads(line))), file=answers, flush=True)
