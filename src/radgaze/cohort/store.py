@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from radgaze.cohort.gaze_file import COPY_AGAIN, PER_POINT, GazeFile
+from radgaze.cohort.gaze_file import PER_POINT, GazeFile
+from radgaze.cohort.layout import BOXES, COPY_AGAIN, TASKS, check_meta, read_studies, read_table
 from radgaze.cohort.splits import (
     SPLITS,
     check_no_patient_overlap,
@@ -38,7 +39,6 @@ from radgaze.gaze import Frame, Gaze, Grid
 __all__ = ["FORMAT", "TASKS", "Cohort", "resplit", "sha256"]
 
 FORMAT = 1
-TASKS = ("multiclass", "multilabel", "none")
 
 
 class Cohort:
@@ -73,6 +73,7 @@ class Cohort:
                 f"{str(path)!r} has cohort format {found!r}; this radgaze reads format {FORMAT}: import it again, or "
                 f"update radgaze."
             )
+        check_meta(meta, path / "cohort.json")
         for name in meta["checksums"]:
             if not (path / name).is_file():
                 raise InputError(f"{str(path)!r} lacks its file {name!r}; copy the whole folder, or import it again.")
@@ -81,7 +82,7 @@ class Cohort:
                 f"{str(path / 'studies.parquet')!r} is not the table that cohort.json describes (damaged, or a new "
                 f"split was interrupted); split the cohort again, or import it again."
             )
-        cohort = cls(path, meta, pl.read_parquet(path / "studies.parquet"))
+        cohort = cls(path, meta, read_studies(path / "studies.parquet", meta))
         if meta["split_by"] == "image":
             warn_of_leakage()
         else:
@@ -249,8 +250,9 @@ class Cohort:
         path = self.path / name
         try:
             array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{str(path)!r} is damaged ({error}); {COPY_AGAIN}") from error
+        except Exception as error:  # NumPy parses the header as Python, and raises whatever that raises
+            reason = " ".join(str(error).split())
+            raise InputError(f"{str(path)!r} is damaged ({reason}); {COPY_AGAIN}") from error
         if array.dtype != dtype or array.shape != shape:
             raise InputError(f"{str(path)!r} holds {array.dtype} {array.shape}; expected {dtype} {shape}: {COPY_AGAIN}")
         return array
@@ -306,7 +308,7 @@ class Cohort:
     @cached_property
     def _boxes(self) -> tuple[pl.DataFrame, dict[str, tuple[int, int]]]:
         """The boxes of all studies, and where those of each study_id start and how many they are."""
-        table = pl.read_parquet(self.path / "boxes.parquet").sort("study_id", maintain_order=True)
+        table = read_table(self.path / "boxes.parquet", BOXES).select(*BOXES).sort("study_id", maintain_order=True)
         runs = table["study_id"].rle().struct.unnest()
         starts = runs["len"].cum_sum() - runs["len"]
         return table.drop("study_id"), dict(zip(runs["value"], zip(starts, runs["len"], strict=True), strict=True))
@@ -349,7 +351,8 @@ def resplit(
         raise InputError(_why_not_a_cohort(path))
     meta = read_json(path / "cohort.json", "a cohort")
     # Not Cohort.open: this is the way out of a split that it refuses.
-    cohort = Cohort(path, meta, pl.read_parquet(path / "studies.parquet"))
+    check_meta(meta, path / "cohort.json")
+    cohort = Cohort(path, meta, read_studies(path / "studies.parquet", meta))
     if "shortcut" in meta:
         raise InputError(
             f"The shortcut planted in {str(path)!r} belongs to its split (test images are marked otherwise); "

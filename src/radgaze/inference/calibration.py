@@ -78,10 +78,18 @@ class Calibration:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Calibration:
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: Something is missing, of another kind, or of another size.
+        """
         before, after = content["log_loss"]
+        slopes, offsets = (torch.tensor(content[name], dtype=torch.float64) for name in ("slopes", "offsets"))
+        if slopes.ndim != 2 or len(slopes) < 2 or slopes.shape != offsets.shape:
+            raise ValueError(f"slopes {tuple(slopes.shape)} and offsets {tuple(offsets.shape)} of a calibration")
         return cls(
-            torch.tensor(content["slopes"], dtype=torch.float64),
-            torch.tensor(content["offsets"], dtype=torch.float64),
+            slopes,
+            offsets,
             content["task"],
             content["studies"],
             content["patients"],

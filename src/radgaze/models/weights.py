@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,7 +22,10 @@ def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
         )
     if not path.is_file():
         raise InputError(f"There is no weights file {str(path)!r}; give an existing .safetensors file.")
-    state = load_file(path)
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"The weights file {str(path)!r} is damaged ({error}); fetch it again.") from error
     wanted = encoder.state_dict()
     prefix = "model." if any(key.startswith("model.") for key in wanted) else ""  # timm networks sit under `model`
     found = {prefix + key: value for key, value in state.items() if prefix + key in wanted} or {

@@ -14,7 +14,8 @@ import csv
 import io
 import platform
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from radgaze.cohort import Cohort
+from radgaze.cohort.pixels import MAX_PIXELS
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
 from radgaze.files import read_json, write_json, write_text
@@ -38,6 +40,22 @@ from radgaze.training.data import training_studies
 from radgaze.training.schedule import Plateau
 
 __all__ = ["Checkpoint", "Run", "TrainingState", "environment"]
+
+
+def _is_size(value: Any) -> bool:
+    sides = isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+    return sides and value[0] * value[1] <= MAX_PIXELS
+
+
+# What is read of config.json by whoever opens a run
+_CONTENT: dict[str, Callable[[Any], bool]] = {
+    "run": lambda value: isinstance(value, dict),
+    "network": lambda value: isinstance(value, dict),
+    "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "cohort.path": lambda value: isinstance(value, str),
+    "cohort.size": _is_size,
+    "cohort.checksums": lambda value: isinstance(value, dict) and {"images.npy", "studies.parquet"} <= value.keys(),
+}
 
 
 @dataclass
@@ -64,9 +82,35 @@ class TrainingState:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> TrainingState:
-        plateau = state["plateau"]
-        plateau["best"] = float("inf") if plateau["best"] is None else plateau["best"]
-        return cls(**{**state, "plateau": Plateau(**plateau)})
+        """The state that :meth:`to_json` wrote.
+
+        Raises:
+            InputError: Something of it is missing, unknown, or of another kind.
+        """
+        try:
+            plateau = dict(state["plateau"])
+            plateau["best"] = float("inf") if plateau["best"] is None else plateau["best"]
+            found = cls(**{**state, "plateau": Plateau(**plateau)})
+            _check_numbers(found.plateau)
+            _check_numbers(found)
+            if not all(isinstance(row, dict) and "epoch" in row for row in found.history):
+                raise TypeError("history is no list of epochs")
+            return found
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"The state of a run is damaged ({reason}); train it again, or copy it again.") from error
+
+
+def _check_numbers(state: TrainingState | Plateau) -> None:
+    """Refuse a count that is no whole number of at least zero, and a number that is none."""
+    for one in fields(state):
+        value, kind = getattr(state, one.name), str(one.type)
+        if value is None and "None" in kind:
+            continue
+        if (kind.startswith("int") and (type(value) is not int or value < 0)) or (
+            kind.startswith("float") and (type(value) not in (int, float))
+        ):
+            raise TypeError(f"{one.name} is {value!r:.60}")
 
 
 class Checkpoint:
@@ -96,6 +140,8 @@ class Checkpoint:
 
     def load_state(self) -> TrainingState:
         content = read_json(self.pointer, "a run that can be resumed")
+        if not isinstance(content, dict):
+            raise InputError(f"{str(self.pointer)!r} is no state of a run; copy the run again.")
         return TrainingState.from_json({k: v for k, v in content.items() if k not in ("last", "best")})
 
     def restore(self, which: str, module: nn.Module, optimizer: Optimizer) -> None:
@@ -153,10 +199,17 @@ class Run:
         """
         path = Path(path)
         content = read_json(path / "config.json", "a run")
-        try:
-            return cls(path, RunConfig.parse(content["run"]), content)
-        except KeyError as error:
-            raise InputError(f"{str(path / 'config.json')!r} lacks {error}, so this is not a run; check it.") from None
+        for place, fits in _CONTENT.items():
+            found = content
+            for key in place.split("."):
+                if not isinstance(found, dict) or key not in found:
+                    raise InputError(f"{str(path / 'config.json')!r} lacks {place!r}, so this is not a run; check it.")
+                found = found[key]
+            if not fits(found):
+                raise InputError(
+                    f"{str(path / 'config.json')!r} has {place} = {repr(found)[:60]}, so this is not a run; check it."
+                )
+        return cls(path, RunConfig.parse(content["run"]), content)
 
     @property
     def classes(self) -> list[str]:
@@ -177,7 +230,7 @@ class Run:
         trained_on = self.content["cohort"]
         if "fit" not in trained_on:
             return self.cohort().frame
-        canvas = trained_on["canvas"]
+        canvas = trained_on.get("canvas")
         return Frame(self.size, trained_on["fit"], tuple(canvas) if canvas else None)
 
     @property
