@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench fuzz clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ lint: $(STAMP)  ## Check style and types
 
 bench: $(STAMP)  ## Time the hot paths against the papers' way of doing the same work
 	$(BIN)/python benchmarks/suite.py $(BENCH)
+
+fuzz: $(STAMP)  ## Coverage-guided fuzzing of every reader (FUZZ="dicom --runs 1000000" for one, or longer)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[dev,fuzz]'
+	$(BIN)/python -m fuzz $(FUZZ)
 
 setup: $(STAMP)  ## Create the environment alone
 

@@ -1,8 +1,8 @@
 """Coverage-guided runs of the harnesses by atheris, one after the other: ``python -m fuzz --help``.
 
 Each harness has a process of its own, whose corpus is kept and grows from run to run. An input breaks the contract if
-its reader raises anything but a refusal, takes more than ``MOST_SECONDS`` of processor time, or makes the process larger
-by more than ``MOST_GROWTH`` bytes. Such an input is saved in the folder of the run, and the command exits with 1.
+its reader raises anything but a refusal, takes more than ``MOST_SECONDS`` of processor time, or makes the process
+larger by more than ``MOST_GROWTH`` bytes. Such an input is saved in the folder of the run, and the command exits with 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cohorts whose files were changed, and whose checksums were set right again: everything a cohort gives is asked for."""
+"""Cohorts whose files were changed, and their checksums set right again: everything a cohort gives is asked for."""
 
 from __future__ import annotations
 

@@ -22,14 +22,12 @@ MOST_PIXELS = 1 << 20  # far fewer than usual, so that memory shows what slipped
 
 @cache
 def pictures() -> list[bytes]:
-    """A small file of every kind and mode that is read, and one by hand whose IFDs and strips are many."""
+    """A small file of every kind and mode that is read."""
     ramp = np.arange(120, dtype=np.uint8).reshape(10, 12) * 2
     grey, deep = Image.fromarray(ramp), Image.fromarray(ramp.astype(np.uint16) * 250)
     colour = Image.merge("RGB", [grey, grey.transpose(Image.Transpose.ROTATE_180), grey])
-    files = []
-    for picture in (grey, deep, colour, grey.convert("1"), grey.convert("LA"), colour.convert("RGBA"),
-                    colour.convert("P")):  # fmt: skip
-        files.append(saved(picture, "PNG"))
+    modes = (grey, deep, colour, grey.convert("1"), grey.convert("LA"), colour.convert("RGBA"), colour.convert("P"))
+    files = [saved(picture, "PNG") for picture in modes]
     files += [saved(picture, "JPEG") for picture in (grey, colour, colour.convert("CMYK"))]
     files.append(saved(grey, "JPEG", progressive=True))
     for compression in (None, "tiff_lzw", "tiff_deflate", "packbits"):

@@ -12,7 +12,6 @@ from fuzz.choices import Choices, Harness, altered, edited, refusals
 from fuzz.scratch import scratch
 from radgaze.files import read_json
 from radgaze.models import Network, build, load_weights
-
 from radgaze.training.config import RunConfig
 from radgaze.training.runs import Run, TrainingState
 

@@ -21,8 +21,9 @@ REQUIRED = {"images": 2, "gaze": 3, "boxes": 6}
 USUAL = {"study_id": ("a", "b", "007", "c"), "image": ("0.png", "1.png", "2.png"), "mask_lungs": ("0.png", ""),
          "split": ("train", "val", "test"), "shape": ("box", "ellipse"), "valid": ("1", "0", "true"),
          "label_mass": ("1", "0", "")}  # fmt: skip
-ODD = ("", " ", "NA", "nan", "inf", "-1e400", "1,5", "1.234,5", "1'000", "1 000", "٣", "\x00", "../0.png", "a" * 300, "é",
-       '"', "\n", ";", "\t", "0x10", "1e5", "TRUE", "\u2028", "\ufeff", "=1+1", "-", "0.png\x00", "/", ".", "\\")  # fmt: skip
+ODD = ("", " ", "NA", "nan", "inf", "-1e400", "1,5", "1.234,5", "1'000", "1 000", "٣", "\x00", "../0.png", "a" * 300,
+       "é", '"', "\n", ";", "\t", "0x10", "1e5", "TRUE", "\u2028", "\ufeff", "=1+1", "-", "0.png\x00", "/", ".",
+       "\\")  # fmt: skip
 SEPARATORS = (",", ";", "\t", "|")
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "latin-1")
 

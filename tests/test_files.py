@@ -52,3 +52,21 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, below: str) ->
     with pytest.raises(InputError, match=r"taken.*is a file"):
         write_json(file / below / "report.json", {})
     assert file.read_text() == "something"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[" * 200_000, "nested too deep"),
+        ("9" * 5000, "Exceeds the limit"),
+        ('{"a": NaN}', "NaN is no JSON"),
+        ("{", "Expecting"),
+    ],
+    ids=["deep", "long number", "NaN", "torn"],
+)
+def test_json_that_cannot_be_read_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=f"is damaged .*{says}"):
+        read_json(tmp_path / "a.json", "a test")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json(tmp_path, "a test")

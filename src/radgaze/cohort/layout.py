@@ -1,4 +1,7 @@
-"""What the files of a cohort must hold, checked when it is opened: another program, or damage, may have changed them."""
+"""What the files of a cohort must hold, checked when they are opened: damage or another program may have changed them.
+
+What reads them afterwards can then trust names, types and counts.
+"""
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ class Frame:
             raise InputError(f"fit is {self.fit!r}; {nearest(str(self.fit), FITS)}.")
         if (self.fit == "canvas") != (self.canvas is not None):
             raise InputError(
-                f"fit is {self.fit!r} and canvas is {self.canvas}; a canvas (height, width) goes with fit='canvas' only."
+                f"fit is {self.fit!r} and canvas is {self.canvas}; a canvas (height, width) goes with fit='canvas' "
+                "only."
             )
         if self.canvas is not None:
             check_size(self.canvas, "a canvas")

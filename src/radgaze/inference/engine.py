@@ -5,7 +5,6 @@ An exported file is opened by :func:`open_model`, which needs neither the run no
 
 from __future__ import annotations
 
-
 import sys
 import threading
 from importlib import import_module

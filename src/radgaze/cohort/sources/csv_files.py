@@ -121,8 +121,8 @@ def require_columns(path: Path, header: Sequence[str], required: Sequence[str]) 
             raise InputError(f"{str(path)!r} has more than one column {column!r}; copy it from the data set again.")
         if column not in header and any(mark in name for name in header for mark in ";\t"):
             raise InputError(
-                f"{str(path)!r} has other separators than commas, as spreadsheets write them; copy it from the data set "
-                "again."
+                f"{str(path)!r} has other separators than commas, as spreadsheets write them; copy it from the data "
+                "set again."
             )
         if column not in header:
             raise InputError(f"{str(path)!r} has no column {column!r}; {nearest(column, header)}")
