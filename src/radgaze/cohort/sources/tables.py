@@ -389,8 +389,6 @@ def _read_table(path: Path, known: Sequence[str], required: Sequence[str]) -> _T
     content = text.lstrip(b"\r\n")
     first = text[: len(text) - len(content)].count(b"\n") + 1  # the row of the header
     line = content[: content.find(b"\n") + 1 or None]
-    if len(line) > _LONGEST_HEADER:
-        raise InputError(f"{str(path)!r} starts with a line of {len(line):,} bytes; expected a table with a header.")
     separator = max(_SEPARATORS, key=line.decode().count)
     if line[:4].lower() == b"sep=":  # the line by which Excel is told the separator
         separator = line[4:].decode().rstrip("\r\n")
@@ -451,7 +449,16 @@ def _read_text(path: Path) -> bytes:
     if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
         raise workbook
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            start = file.read(_LONGEST_HEADER)
+            if len(start) == _LONGEST_HEADER and not {*b"\r\n"} & {*start}:
+                raise InputError(
+                    f"{str(path)!r} starts with a line of more than {_LONGEST_HEADER:,} bytes; expected a table with a "
+                    "header."
+                )
+            text = start + file.read()
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{str(path)!r} does not exist; expected a table, check the path.") from None
     except (OSError, ValueError) as error:
