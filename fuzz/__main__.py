@@ -2,7 +2,7 @@
 
 Each harness has a process of its own, whose corpus is kept and grows from run to run. An input breaks the contract if
 its reader raises anything but a refusal, takes more than ``MOST_SECONDS`` of processor time, or makes the process
-larger by more than ``MOST_GROWTH`` bytes. Such an input is saved in the folder of the run, and the command exits with 1.
+larger by more than ``MOST_GROWTH`` bytes. Such an input is saved in the folder of the run; the command then exits 1.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from fuzz.choices import Choices, Harness, altered, edited, refusals
 from fuzz.scratch import scratch
-from radgaze.files import read_json
+from radgaze.files import parse_json, read_json
 from radgaze.models import Network, build, load_weights
 from radgaze.training.config import RunConfig
 from radgaze.training.runs import Run, TrainingState
@@ -50,7 +50,10 @@ STATE: dict[str, Any] = {"last": "epoch-0002", "best": "epoch-0001"} | TrainingS
 def check_config(data: bytes) -> None:
     """Settings of a training: whatever is taken comes back from its own dump."""
     choices = Choices(data)
-    settings = altered(RunConfig().dump(), choices, 4)
+    try:
+        settings = parse_json(json.dumps(altered(RunConfig().dump(), choices, 4)))
+    except ValueError:  # NaN or infinity, which no file of settings can hold
+        return
     with refusals():
         if isinstance(settings, dict):
             config = RunConfig.parse(settings)

@@ -17,8 +17,9 @@ from fuzz.tables import imported, written
 from radgaze.cohort import pixels
 from radgaze.errors import InputError
 
-INPUTS = {"network": 3, "run": 20, "program": 4, "weights": 20, "cohort": 10, "tables": 10, "dicom": 40, "mask": 40, "egd-cxr": 20,
-          "reflacx": 20}  # fmt: skip  # the slow ones; of the others, the usual number
+# The slow ones; of the others, the usual number.
+INPUTS = {"network": 3, "program": 4, "cohort": 10, "tables": 10, "run": 20, "weights": 20, "egd-cxr": 20, "reflacx": 20,
+          "dicom": 40, "mask": 40}  # fmt: skip
 USUAL = 100
 
 

@@ -275,10 +275,10 @@ def test_a_table_of_studies_that_is_none(
 
 def test_gaze_and_boxes_that_are_none(tmp_path: Path) -> None:
     path = changed(tmp_path / "gaze", "gaze.parquet", lambda table: table.with_columns(x=pl.lit("left")))
-    with pytest.raises(InputError, match="gaze.parquet' has another column 'x' than an import writes"):
+    with pytest.raises(InputError, match=r"gaze.parquet' has another column 'x' than an import writes"):
         Cohort.open(path)[1].gaze  # noqa: B018
     path = changed(tmp_path / "boxes", "boxes.parquet", lambda table: table.drop("ymin"))
-    with pytest.raises(InputError, match="boxes.parquet' lacks the column 'ymin'"):
+    with pytest.raises(InputError, match=r"boxes.parquet' lacks the column 'ymin'"):
         Cohort.open(path)[1].boxes  # noqa: B018
 
 

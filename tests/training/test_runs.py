@@ -11,6 +11,7 @@ import pytest
 
 from fuzz.runs import CONFIG, STATE
 from radgaze.errors import InputError
+from radgaze.training.config import RunConfig
 from radgaze.training.runs import Run
 
 
@@ -62,3 +63,10 @@ def test_a_state_that_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
         Run.open(write(tmp_path, state=STATE | change)).state  # noqa: B018
     with pytest.raises(InputError, match="is no state of a run"):
         Run.open(write(tmp_path, state=[])).state  # noqa: B018
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("setting", ["sigma", "learning_rate", "time_budget"])
+def test_a_setting_that_json_cannot_hold_is_refused(setting: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"Training setting {setting} = (inf|nan) cannot be used"):
+        RunConfig.parse({setting: value})
