@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench torture clean
+.PHONY: help setup demo test lint bench torture fuzz clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ bench: $(STAMP)  ## Time the hot paths against the papers' way of doing the same
 
 torture: $(STAMP)  ## Kill every command at random moments, fill its disk, and compare with an undisturbed run
 	$(BIN)/python torture/suite.py $(TORTURE)
+
+fuzz: $(STAMP)  ## Coverage-guided fuzzing of every reader (FUZZ="dicom --runs 1000000" for one, or longer)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[dev,fuzz]'
+	$(BIN)/python -m fuzz $(FUZZ)
 
 setup: $(STAMP)  ## Create the environment alone
 

@@ -11,3 +11,7 @@ def test_nearest_lists_all_when_nothing_is_close() -> None:
 
 def test_input_error_is_a_value_error() -> None:
     assert issubclass(InputError, ValueError)
+
+
+def test_nearest_stays_on_one_line() -> None:
+    assert nearest("zzz", ["a\nb"]) == r"choose one of 'a\nb'"

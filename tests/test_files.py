@@ -168,3 +168,21 @@ def test_files_without_a_seal_are_read(tmp_path: Path) -> None:
     assert read_sealed(tmp_path / "a.json", "a run") == {"a": 1}
     write_json(tmp_path / "a.json", [1])
     assert read_sealed(tmp_path / "a.json", "a run") == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[" * 200_000, "nested too deep"),
+        ("9" * 5000, "Exceeds the limit"),
+        ('{"a": NaN}', "NaN is no JSON"),
+        ("{", "Expecting"),
+    ],
+    ids=["deep", "long number", "NaN", "torn"],
+)
+def test_json_that_cannot_be_read_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=f"is damaged .*{says}"):
+        read_json(tmp_path / "a.json", "a test")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json(tmp_path, "a test")

@@ -28,6 +28,6 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     known = sorted(set(options))
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
     if not close:
-        return f"choose one of {', '.join(known)}"
+        return f"choose one of {', '.join(option if option.isprintable() else repr(option) for option in known)}"
     quoted = [repr(option) for option in close]
     return "did you mean " + (quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}") + "?"

@@ -24,6 +24,7 @@ __all__ = [
     "check_fields",
     "folder_lock",
     "make_folder",
+    "parse_json",
     "publish",
     "read_json",
     "read_sealed",
@@ -126,11 +127,29 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, what: str) -> Any:
     """Read JSON; ``what`` names the file in the error ("a run's config")."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{str(path)!r} does not exist, so this is not {what}; check the path.") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no text, a number too long, or lists in lists in lists
+    except ValueError as error:  # of its bytes or its text
         raise InputError(f"{str(path)!r} is damaged ({error}); restore it or make {what} again.") from error
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); expected {what}.") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON as every reader of it takes it.
+
+    Raises:
+        ValueError: it is none, holds NaN or infinity, which are not JSON, or is nested deeper than can be read.
+    """
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def check_fields(content: Any, fields: Any, path: Path, what: str) -> None:

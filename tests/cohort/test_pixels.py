@@ -420,3 +420,38 @@ def test_no_error_quotes_a_header(tmp_path: Path, element: dict[str, str]) -> No
     with pytest.raises(InputError, match="cannot be decoded") as refused:
         read_image(file)
     assert "SECRET" not in "".join(traceback.format_exception(refused.value))  # which --debug shows
+
+
+# ---- headers that lie
+
+
+@pytest.mark.parametrize(
+    ("elements", "says"),
+    [
+        ({"Rows": [3, 4]}, "states no number of rows and columns"),
+        ({"SamplesPerPixel": 65535}, "has 65535 samples per pixel; expected 1 .grey. or 3 .colour."),
+        ({"Rows": 65535, "Columns": 65535}, "claims 65535x65535 pixels"),
+        ({"PixelData": RAMP.tobytes() * 3}, "has pixel data for more than its 3x4 pixels"),
+        ({"PixelData": RAMP.tobytes()[:10]}, "cannot be decoded"),
+    ],
+)
+def test_a_dicom_header_that_lies_is_refused(tmp_path: Path, elements: dict[str, Any], says: str) -> None:
+    path = write_dicom(tmp_path / "image.dcm", RAMP, **elements)
+    with pytest.raises(InputError, match=says):
+        read_image(path)
+
+
+def test_a_size_that_is_none_is_named_by_the_header_alone(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "image.dcm", RAMP, Rows=[3, 4])
+    with pytest.raises(InputError, match="states no number of rows"):
+        image_size(path)
+    path.write_bytes(path.read_bytes()[:400] + b"\x28\0\x10")
+    with pytest.raises(InputError, match=r"is no readable DICOM file|states no number|has no rows"):
+        image_size(path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "a\0.png"], ids=["long", "null byte"])
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_a_name_that_the_file_system_refuses(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+    with pytest.raises(InputError, match=r"cannot be opened \(.*\); check the path"):
+        read(tmp_path / name)

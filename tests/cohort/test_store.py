@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,65 @@ def test_resplit_of_several_labels(tmp_path: Path) -> None:
     write_cohort(raws, tmp_path / "cohort", **options(task="multilabel"))
     cohort = resplit(tmp_path / "cohort", fractions=(0.5, 0.25, 0.25))
     assert [int(cohort.targets[cohort.indices(split), 1].sum()) for split in ("train", "val", "test")] == [4, 2, 2]
+
+
+# ---- files that another program changed, their checksums right
+
+
+def changed(folder: Path, name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Path:
+    """A cohort whose table ``name`` was changed, as if it had been written so."""
+    path = write_cohort(make_raws(folder / "raws"), folder / "out", **options()).path
+    change(pl.read_parquet(path / name)).write_parquet(path / name)
+    meta = json.loads((path / "cohort.json").read_text())
+    meta["checksums"][name] = sha256(path / name)
+    (path / "cohort.json").write_text(json.dumps(meta))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda table: table.drop("image_row"), "lacks the column 'image_row'"),
+        (lambda table: table.with_columns(image_row=pl.lit("x")), "has String in the column 'image_row'"),
+        (lambda table: table.with_columns(patient_id=pl.lit(None, pl.String)), "has no patient_id in some row"),
+        (lambda table: table.with_columns(gaze_start=-pl.col("gaze_count")), "has a gaze_start below zero"),
+        (lambda table: table.head(0), "has no rows"),
+    ],
+)
+def test_a_table_of_studies_that_is_none(
+    tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], says: str
+) -> None:
+    with pytest.raises(InputError, match=f"studies.parquet' {says}"):
+        Cohort.open(changed(tmp_path, "studies.parquet", change))
+
+
+def test_gaze_and_boxes_that_are_none(tmp_path: Path) -> None:
+    path = changed(tmp_path / "gaze", "gaze.parquet", lambda table: table.with_columns(x=pl.lit("left")))
+    with pytest.raises(InputError, match=r"gaze.parquet' has another column 'x' than an import writes"):
+        Cohort.open(path)[1].gaze  # noqa: B018
+    path = changed(tmp_path / "boxes", "boxes.parquet", lambda table: table.drop("ymin"))
+    with pytest.raises(InputError, match=r"boxes.parquet' lacks the column 'ymin'"):
+        Cohort.open(path)[1].boxes  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("size", [16]),
+        ("size", ["16", 12]),
+        ("task", "guess"),
+        ("classes", [1]),
+        ("checksums", {"studies.parquet": "", "images.npy": "", "../x": ""}),
+        ("readers", None),
+    ],
+)
+def test_a_description_that_no_import_writes(tmp_path: Path, key: str, value: object) -> None:
+    path = write_cohort(make_raws(tmp_path / "raws", 2), tmp_path / "out", **options()).path
+    meta = json.loads((path / "cohort.json").read_text())
+    (path / "cohort.json").write_text(json.dumps(meta | {key: value}))
+    with pytest.raises(InputError, match=f"cohort.json' has {key} = "):
+        Cohort.open(path)
+    del meta[key]
+    (path / "cohort.json").write_text(json.dumps(meta))
+    with pytest.raises(InputError, match=f"cohort.json' lacks '{key}'"):
+        Cohort.open(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radgaze.errors import InputError
-from radgaze.gaze import Grid
+from radgaze.gaze import Frame, Grid
 
 EXTENT = st.integers(1, 60)
 
@@ -99,3 +101,19 @@ def test_to_grid_and_back(x: float, y: float) -> None:
 def test_impossible_grids_are_refused(make: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (((8,), "letterbox", None), "an image cannot be"),
+        (((8, "6"), "letterbox", None), "an image cannot be"),
+        (((8, float("nan")), "letterbox", None), "an image cannot be"),
+        (((8, 6), "strech", None), "did you mean 'stretch'"),
+        (((8, 6), "canvas", None), "a canvas .* goes with fit='canvas' only"),
+        (((8, 6), "canvas", (0, 9)), "a canvas cannot be"),
+    ],
+)
+def test_a_frame_that_is_none_is_refused(frame: tuple[Any, Any, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Frame(*frame)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -169,3 +171,9 @@ def test_spread_and_rectangle_move_too() -> None:
     np.testing.assert_allclose(moved(quarter, (50, 40)), np.rot90(image), atol=1e-9)
     cropped = image[5:35, 7:45]
     np.testing.assert_allclose(moved(gaze.crop(5, 7), (30, 38)), cropped / cropped.sum(), atol=1e-9)
+
+
+@pytest.mark.parametrize("x", [None, [10**400], "text", {"a": 1}, 3, [[1.0]]])
+def test_what_is_no_column_of_numbers_is_named(x: Any) -> None:
+    with pytest.raises(InputError, match="gaze x"):
+        Gaze(x, [1.0])

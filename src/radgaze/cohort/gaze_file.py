@@ -20,17 +20,17 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
+from radgaze.cohort.layout import COPY_AGAIN, check_row_count
 from radgaze.errors import InputError
 from radgaze.gaze import Gaze
 
-__all__ = ["COPY_AGAIN", "PER_POINT", "GazeFile", "GazeWriter"]
+__all__ = ["PER_POINT", "GazeFile", "GazeWriter"]
 
 # Points: some 10 studies of 1,500 samples, 1.5 MB decoded with every column. A study drawn at random from a cohort that
 # does not stay decoded costs a whole row group; smaller ones would make the file's index large.
 ROW_GROUP = 16_384
 DECODED_BYTES = 256 << 20  # all of EGD-CXR (1.5 million samples) takes 40 MB and stays decoded
 
-COPY_AGAIN = "copy the cohort again, or import it again."
 PER_POINT = {"px_per_degree": ("ppd_x", "ppd_y"), "shown": ("shown_xmin", "shown_ymin", "shown_xmax", "shown_ymax")}
 
 _ROW = "study_row"
@@ -130,6 +130,12 @@ class GazeFile:
             self._file = pa.parquet.ParquetFile(path, memory_map=True)
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(error) from error
+        check_row_count(path, self._file.metadata.num_rows)
+        found = {one.name: one.type for one in self._file.schema_arrow}
+        for name in ("x", "y", *found):
+            whole = next((parts for parts in PER_POINT.values() if name in parts), (name,))
+            if not set(whole) <= found.keys() or name not in _SCHEMA.names or found[name] != _SCHEMA.field(name).type:
+                raise InputError(f"{str(path)!r} has another column {name!r} than an import writes; {COPY_AGAIN}")
         meta = self._file.metadata
         if meta.num_rows != expected:
             raise InputError(f"{str(path)!r} has {meta.num_rows} points; expected {expected}: {COPY_AGAIN}")

@@ -14,7 +14,8 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -113,12 +114,18 @@ def read_image(path: Path | Upload) -> tuple[Pixels, ImageInfo]:
 
 
 def _read(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
+    with _file_errors(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd header values; what cannot be decoded still raises
+        return _read_dicom(path) if _is_dicom(path) else _read_picture(path)
+
+
+@contextmanager
+def _file_errors(path: Path | Upload) -> Iterator[None]:
+    """Turn what the file system says of ``path`` into a sentence."""
     try:
-        if _is_dicom(path):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # odd header values; what cannot be decoded still raises
-                return _read_dicom(path)
-        return _read_picture(path)
+        yield
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(
             f"Image {str(path)!r} does not exist; check the path in the table and the image folder."
@@ -127,6 +134,9 @@ def _read(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
         raise InputError(f"Image {str(path)!r} is a folder; expected a PNG, JPEG, TIFF or DICOM file.") from None
     except PermissionError:
         raise InputError(f"Image {str(path)!r} may not be read by this user; change its permissions.") from None
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte in it
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"Image {str(path)!r} cannot be opened ({reason}); check the path.") from None
 
 
 def image_size(path: Path | Upload, most: int | None = None) -> tuple[int, int]:
@@ -136,14 +146,12 @@ def image_size(path: Path | Upload, most: int | None = None) -> tuple[int, int]:
         TooManyPixels: more than ``most``, ``MAX_PIXELS`` by default.
         InputError: as :func:`read_image`, as far as the header tells.
     """
-    if isinstance(path, Path) and not path.is_file():
-        raise InputError(f"Image {str(path)!r} does not exist; check the path in the table and the image folder.")
     try:
-        if _is_dicom(path):
-            header = _open_dicom(path, most, stop_before_pixels=True)
-            return _stated_size(header, path, most)
-        with _open_picture(path) as picture:
-            return _checked_size(picture.height, picture.width, path, most)
+        with _file_errors(path):
+            if _is_dicom(path):
+                return _stated_size(_open_dicom(path, most, stop_before_pixels=True), path, most)
+            with _open_picture(path) as picture:
+                return _checked_size(picture.height, picture.width, path, most)
     finally:
         if isinstance(path, Upload):
             path.seek(0)
@@ -365,7 +373,7 @@ def _open_dicom(path: Path | Upload, most: int | None = None, **options: Any) ->
             return pydicom.dcmread(path, **options)
     except pydicom.errors.InvalidDicomError:
         raise InputError(f"Image {str(path)!r} lacks the header of a DICOM file; fetch or export it again.") from None
-    except OSError:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Exception as error:  # pydicom raises many kinds for damaged headers
         raise InputError(
@@ -374,12 +382,14 @@ def _open_dicom(path: Path | Upload, most: int | None = None, **options: Any) ->
 
 
 def _stated_size(header: pydicom.Dataset, path: Path | Upload, most: int | None = None) -> tuple[int, int]:
+    """(H, W) that a DICOM header states; pydicom reads an element's value only now, and it may be anything."""
     try:
         height, width = (int(header.get(name) or 0) for name in ("Rows", "Columns"))
-    except Exception:  # whatever pydicom and int() make of an element of another type
+    except Exception as error:  # whatever pydicom and int() make of an element of another type
         raise InputError(
-            f"DICOM {str(path)!r} does not give its rows and columns as numbers; fetch or export it again."
-        ) from None
+            f"DICOM {str(path)!r} states no number of rows and columns ({type(error).__name__}); fetch or export it "
+            "again."
+        ) from None  # its message may quote the header, and a traceback would show it
     return _checked_size(height, width, path, most)
 
 
@@ -469,13 +479,21 @@ def _read_dicom(path: Path | Upload) -> tuple[npt.NDArray[Any], ImageInfo]:
             raise InputError(
                 f"DICOM {str(path)!r} has {frames} frames; expected one radiograph, export the frame to use."
             )
-        _stated_size(dataset, path)
+        size = _stated_size(dataset, path)
+        samples = dataset.get("SamplesPerPixel", 1)
+        if samples not in (1, 3):  # before a decoder makes room for them
+            raise InputError(f"DICOM {str(path)!r} has {samples} samples per pixel; expected 1 (grey) or 3 (colour).")
         photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
         info = ImageInfo("DICOM", int(dataset.get("BitsStored") or 0), photometric)
         _refuse_other_size(dataset, path)
         stored = dataset.pixel_array  # pydicom masks unused bits, extends the sign, and turns YBR into RGB
         if photometric == "PALETTE COLOR":
             stored = apply_color_lut(stored, dataset)
+        if stored.shape[:2] != size or stored.ndim > 3:  # pydicom takes data that are too long for further frames
+            raise InputError(
+                f"DICOM {str(path)!r} has pixel data for more than its {size[0]}x{size[1]} pixels (height x width); "
+                "expected one radiograph, fetch or export it again."
+            )
         if stored.ndim == 3:
             return _luminance(stored), info
         for empty in ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"):

@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from typing_extensions import TypedDict
 
-from radgaze.cohort.gaze_file import COPY_AGAIN, PER_POINT, GazeFile
+from radgaze.cohort.gaze_file import PER_POINT, GazeFile
+from radgaze.cohort.layout import BOXES, COPY_AGAIN, TASKS, check_meta, read_studies, read_table
 from radgaze.cohort.splits import (
     SPLITS,
     check_no_patient_overlap,
@@ -34,41 +33,12 @@ from radgaze.cohort.splits import (
 )
 from radgaze.cohort.study import Box, Study
 from radgaze.errors import InputError, nearest
-from radgaze.files import atomic_path, check_fields, read_sealed, write_sealed
+from radgaze.files import atomic_path, read_sealed, write_sealed
 from radgaze.gaze import Frame, Gaze, Grid
 
 __all__ = ["FORMAT", "TASKS", "Cohort", "resplit", "sha256"]
 
 FORMAT = 1
-TASKS = ("multiclass", "multilabel", "none")
-
-Tables = Literal["studies.parquet", "gaze.parquet", "boxes.parquet"]
-Arrays = Literal["images.npy", "masks.npy"]
-
-
-class Description(TypedDict):
-    """What ``cohort.json`` must say; it may say more."""
-
-    name: str
-    size: tuple[int, int]
-    fit: str
-    canvas: tuple[int, int] | None
-    task: Literal["multiclass", "multilabel", "none"]
-    classes: list[str]
-    structures: list[str]
-    class_structures: dict[str, list[str]]
-    gaze_kind: str | None
-    readers: list[str]
-    left_out: list[dict[str, str]]
-    split_by: str
-    checksums: dict[Tables | Arrays, str]  # copies are made of the files named here: of no others
-
-
-COLUMNS = (
-    *("study_id", "patient_id", "label", "split", "source_height", "source_width"),
-    *("grid_y0", "grid_x0", "grid_dy", "grid_dx", "image_row", "gaze_start", "gaze_count"),
-)
-BOX_COLUMNS = ("study_id", *(one.name for one in fields(Box)))
 
 
 class Cohort:
@@ -105,7 +75,7 @@ class Cohort:
                 f"{str(path / 'studies.parquet')!r} is not the table that cohort.json describes (damaged, or a new "
                 f"split was interrupted); split the cohort again, or import it again."
             )
-        cohort = cls(path, meta, _read_studies(path, meta))
+        cohort = cls(path, meta, read_studies(path / "studies.parquet", meta))
         if meta["split_by"] == "image":
             warn_of_leakage()
         else:
@@ -273,8 +243,9 @@ class Cohort:
         path = self.path / name
         try:
             array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # .npy alone: no archive, no pickle
-        except (OSError, ValueError) as error:
-            raise InputError(f"{str(path)!r} is damaged ({error}); {COPY_AGAIN}") from error
+        except Exception as error:  # NumPy parses the header as Python, and raises whatever that raises
+            reason = " ".join(str(error).split())
+            raise InputError(f"{str(path)!r} is damaged ({reason}); {COPY_AGAIN}") from error
         if array.dtype != dtype or array.shape != shape:
             raise InputError(f"{str(path)!r} holds {array.dtype} {array.shape}; expected {dtype} {shape}: {COPY_AGAIN}")
         return array
@@ -330,8 +301,7 @@ class Cohort:
     @cached_property
     def _boxes(self) -> tuple[pl.DataFrame, dict[str, tuple[int, int]]]:
         """The boxes of all studies, and where those of each study_id start and how many they are."""
-        table = _read_table(self.path / "boxes.parquet", BOX_COLUMNS).select(BOX_COLUMNS)
-        table = table.sort("study_id", maintain_order=True)
+        table = read_table(self.path / "boxes.parquet", BOXES).select(*BOXES).sort("study_id", maintain_order=True)
         runs = table["study_id"].rle().struct.unnest()
         starts = runs["len"].cum_sum() - runs["len"]
         return table.drop("study_id"), dict(zip(runs["value"], zip(starts, runs["len"], strict=True), strict=True))
@@ -374,7 +344,7 @@ def resplit(
         raise InputError(_why_not_a_cohort(path))
     meta = _read_description(path)
     # Not Cohort.open: this is the way out of a split that it refuses.
-    cohort = Cohort(path, meta, _read_studies(path, meta))
+    cohort = Cohort(path, meta, read_studies(path / "studies.parquet", meta))
     if "shortcut" in meta:
         raise InputError(
             f"The shortcut planted in {str(path)!r} belongs to its split (test images are marked otherwise); "
@@ -407,26 +377,8 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{str(path)!r} has cohort format {found!r}; this radgaze reads format {FORMAT}: import it again, or "
             f"update radgaze."
         )
-    check_fields(meta, Description, path / "cohort.json", "a cohort")
+    check_meta(meta, path / "cohort.json")
     return dict(meta)
-
-
-def _read_studies(path: Path, meta: dict[str, Any]) -> pl.DataFrame:
-    labels = [f"y_{name}" for name in meta["classes"]] if meta["task"] == "multilabel" else []
-    masks = [f"has_mask_{name}" for name in meta["structures"]]
-    return _read_table(path / "studies.parquet", [*COLUMNS, *labels, *masks])
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
-    """A table that has at least ``columns``."""
-    try:
-        table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{str(path)!r} is damaged ({' '.join(str(error).split())}); {COPY_AGAIN}") from error
-    for name in columns:
-        if name not in table.columns:
-            raise InputError(f"{str(path)!r} has no column {name!r}; {COPY_AGAIN}")
-    return table
 
 
 def _why_not_a_cohort(path: Path) -> str:

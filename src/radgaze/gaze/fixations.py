@@ -242,6 +242,7 @@ def statistics(gaze: Gaze, source_size: tuple[int, int]) -> GazeStatistics:
     steps = np.diff(samples.t)[same_reader]
     path = np.hypot(np.diff(samples.x), np.diff(samples.y))[same_reader].sum()
     known = gaze.t is not None and len(steps) > 0
+    step = float(np.median(steps)) if known else 0.0
     inside = gaze.inside(source_size)
     on_image = torch.stack([gaze.x, gaze.y], dim=1).detach()[inside].cpu().numpy()
     return GazeStatistics(
@@ -249,7 +250,7 @@ def statistics(gaze: Gaze, source_size: tuple[int, int]) -> GazeStatistics:
         valid=int(gaze.usable.sum()),
         inside=len(on_image),
         span=float(steps.sum()) if known else None,
-        rate=float(1 / np.median(steps)) if known and np.median(steps) > 0 else None,
+        rate=1 / step if step > 0 and 1 / step < np.inf else None,
         longest_gap=float(steps.max()) if known else None,
         path=float(path),
         centre=(float(on_image[:, 0].mean()), float(on_image[:, 1].mean())) if len(on_image) else None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
-from radgaze.errors import InputError
+from radgaze.errors import InputError, nearest
 
 __all__ = ["FITS", "Frame", "Grid", "check_size"]
 
@@ -113,6 +114,18 @@ class Frame:
     fit: str = "letterbox"
     canvas: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        check_size(self.size, "an image")
+        if self.fit not in FITS:
+            raise InputError(f"fit is {self.fit!r}; {nearest(str(self.fit), FITS)}.")
+        if (self.fit == "canvas") != (self.canvas is not None):
+            raise InputError(
+                f"fit is {self.fit!r} and canvas is {self.canvas}; a canvas (height, width) goes with fit='canvas' "
+                "only."
+            )
+        if self.canvas is not None:
+            check_size(self.canvas, "a canvas")
+
     def grid(self, source_size: tuple[int, int]) -> Grid:
         """The grid of an image of ``source_size`` (H, W)."""
         if self.fit == "letterbox":
@@ -125,7 +138,8 @@ class Frame:
 
 def check_size(size: tuple[int, int], what: str) -> None:
     """Refuse anything but (height, width) in whole pixels above zero; ``what`` names it in the error."""
-    if len(size) != 2 or min(size) < 1 or any(int(extent) != extent for extent in size):
+    whole = (isinstance(one, numbers.Real) and 1 <= one < math.inf and int(one) == one for one in size)
+    if len(size) != 2 or not all(whole):
         raise InputError(f"{what} cannot be {size} pixels; give (height, width), whole numbers above zero")
 
 

@@ -75,7 +75,8 @@ class Gaze:
             "shown": shown,
         }
         for name, value in given.items():
-            object.__setattr__(self, name, None if value is None else _as_column(name, value, device))
+            missing = value is None and name not in ("x", "y")
+            object.__setattr__(self, name, None if missing else _as_column(name, value, device))
         count = len(self.x)
         for name in given:
             column = getattr(self, name)
@@ -218,7 +219,7 @@ def _as_column(name: str, value: Any, device: torch.device) -> Tensor:
     dtype = {"reader": torch.int64, "valid": torch.bool}.get(name, _float_dtype(device))
     try:
         column = torch.as_tensor(value, dtype=dtype, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"gaze {name} is not an array of numbers ({error}); give one number per point") from error
     width = _PER_POINT_COLUMNS.get(name)
     if column.numel() == 0:

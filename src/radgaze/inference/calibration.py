@@ -78,20 +78,32 @@ class Calibration:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Calibration:
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            InputError: Something is missing, of another kind, or of another size.
+        """
         try:
-            before, after = content["log_loss"]
-            return cls(
-                torch.tensor(content["slopes"], dtype=torch.float64),
-                torch.tensor(content["offsets"], dtype=torch.float64),
-                content["task"],
-                content["studies"],
-                content["patients"],
-                (before, after),
-            )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            return cls._parsed(content)
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(
                 f"The calibration is damaged ({error!r}); remove calibration.json, or export the run again."
             ) from None
+
+    @classmethod
+    def _parsed(cls, content: Mapping[str, Any]) -> Calibration:
+        before, after = content["log_loss"]
+        slopes, offsets = (torch.tensor(content[name], dtype=torch.float64) for name in ("slopes", "offsets"))
+        if slopes.ndim != 2 or len(slopes) < 2 or slopes.shape != offsets.shape:
+            raise ValueError(f"slopes {tuple(slopes.shape)} and offsets {tuple(offsets.shape)} of a calibration")
+        return cls(
+            slopes,
+            offsets,
+            content["task"],
+            content["studies"],
+            content["patients"],
+            (before, after),
+        )
 
 
 def calibrate(

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from radgaze import __version__
 from radgaze.cohort import Cohort
+from radgaze.cohort.pixels import MAX_PIXELS
 from radgaze.errors import InputError, RadgazeError
 from radgaze.files import check_fields, read_json, write_json
 from radgaze.gaze import Frame
@@ -124,7 +125,9 @@ class ModelCard:
         Raises:
             InputError: Written by a newer radgaze, or incomplete.
         """
-        found = content.get("format") if isinstance(content, Mapping) else None
+        if not isinstance(content, Mapping):
+            raise InputError("The model card is no list of entries; export the run again.")
+        found = content.get("format")
         if found != FORMAT:
             raise InputError(
                 f"The model card has format {found!r}; this radgaze reads format {FORMAT}: export the "
@@ -133,7 +136,11 @@ class ModelCard:
         try:
             height, width = content["size"]
             canvas, calibration = content["canvas"], content["calibration"]
-            return cls(
+            if height * width > MAX_PIXELS:
+                raise ValueError(f"images of {height}x{width}")
+            if any(not isinstance(name, str) for name in (*content["classes"], *content["outputs"])):
+                raise TypeError("a class or an output that is no name")
+            card = cls(
                 method=content["method"],
                 classes=tuple(content["classes"]),
                 task=content["task"],
@@ -144,8 +151,14 @@ class ModelCard:
                 uncalibrated=content["uncalibrated"],
                 facts=dict(content["facts"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"The model card is incomplete ({error!r}); export the run again.") from error
+            if card.calibration and card.calibration.slopes.shape[1] != len(card.classes):
+                raise ValueError("a calibration of other classes")
+            return card
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+            reason = " ".join(repr(error).split())[:200]
+            raise InputError(f"The model card is incomplete ({reason}); export the run again.") from error
 
 
 def calibration_of(

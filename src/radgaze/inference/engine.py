@@ -5,7 +5,6 @@ An exported file is opened by :func:`open_model`, which needs neither the run no
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from importlib import import_module
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from radgaze.errors import InputError
+from radgaze.files import parse_json
 from radgaze.inference import pt2
 from radgaze.inference.card import ModelCard
 from radgaze.models import Network, Output
@@ -252,7 +252,7 @@ def read_card(text: str | None, file: Path | str) -> ModelCard:
             f"{str(file)!r} has no model card in it, so it is no model that radgaze exported; export the run again."
         )
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise InputError(f"The model card in {str(file)!r} is damaged ({error}); export the run again.") from error
     return ModelCard.from_json(content)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from radgaze.errors import InputError, nearest
 from radgaze.files import atomic_path
@@ -21,6 +24,8 @@ __all__ = ["NETWORKS", "build", "load_weights", "parameters", "save_weights", "w
 
 NETWORKS: dict[str, type[Network]] = {network.name: network for network in (MTUNet, GazeCAM)}
 
+MOST_PARAMETERS = 1 << 30  # the largest convolutional networks have 0.9 billion
+
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -32,23 +37,54 @@ def build(config: Mapping[str, Any]) -> Network:
             ``"widths"``: the channels of its groups where they are fewer (:func:`radgaze.models.channels.set_widths`).
 
     Raises:
-        InputError: Missing or unknown name, or a key the network does not take.
+        InputError: Missing or unknown name, a key or a value the network does not take, or a network that is too large.
     """
     arguments = dict(config)
     name, widths = arguments.pop("name", None), arguments.pop("widths", None)
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise InputError(f"There is no network {name!r}: {nearest(str(name), NETWORKS)}")
     known = set(inspect.signature(NETWORKS[name]).parameters)
     for key in arguments:
         if key not in known:
             raise InputError(f"The network {name!r} takes no setting {key!r}: {nearest(key, known)}")
-    network = NETWORKS[name](**arguments)
-    if widths:
-        from radgaze.models.channels import set_widths  # heavy: only simplified networks pay for it
+    try:
+        with _Limited(name):
+            network = NETWORKS[name](**arguments)
+        if widths:
+            from radgaze.models.channels import set_widths  # heavy: only simplified networks pay for it
 
-        set_widths(network, widths)
-        network.config["widths"] = dict(widths)
+            set_widths(network, widths)
+            network.config["widths"] = dict(widths)
+    except InputError:
+        raise
+    except Exception as error:  # torch and timm raise many kinds for values of another type
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"The network {name!r} cannot be made with {repr(arguments)[:200]} ({reason}).") from error
     return network
+
+
+class _Limited(TorchFunctionMode):
+    """Refuses a network of more than ``MOST_PARAMETERS`` before the memory for them is asked for."""
+
+    makers = (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand)
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.numbers = name, 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.makers and str(kwargs.get("device")) != "meta":
+            size = args[0] if args and isinstance(args[0], list | tuple) else args
+            self.numbers += math.prod(extent for extent in size if isinstance(extent, int))
+            if self.numbers > MOST_PARAMETERS:
+                raise InputError(
+                    f"The network {self.name!r} would have more than {MOST_PARAMETERS:,} parameters; give it smaller "
+                    "widths."
+                )
+        return func(*args, **kwargs)
 
 
 def parameters(model: nn.Module) -> int:

@@ -13,7 +13,7 @@ __all__ = ["Augmentation", "Distillation", "RunConfig"]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False)
 
 
 class Augmentation(Strict):

@@ -15,16 +15,18 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import AfterValidator, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
 from radgaze.cohort import Cohort
+from radgaze.cohort.pixels import MAX_PIXELS
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
 from radgaze.files import atomic_path, check_fields, read_sealed, write_sealed, write_text
@@ -37,6 +39,12 @@ from radgaze.training.data import training_studies
 from radgaze.training.schedule import Plateau
 
 __all__ = ["Checkpoint", "Run", "TrainingState"]
+
+
+def _fits_memory(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"expected at most {MAX_PIXELS:,} pixels")
+    return size
 
 
 @dataclass
@@ -63,11 +71,36 @@ class TrainingState:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrainingState:
-        """The state in the content of ``state.json``, which has more than that."""
-        state = {one.name: content[one.name] for one in fields(cls)}
-        plateau = state["plateau"]
-        plateau["best"] = float("inf") if plateau["best"] is None else plateau["best"]
-        return cls(**{**state, "plateau": Plateau(**plateau)})
+        """The state in the content of ``state.json``, which has more than that.
+
+        Raises:
+            InputError: Something of it is missing, unknown, or of another kind.
+        """
+        try:
+            state = {one.name: content[one.name] for one in fields(cls)}
+            plateau = dict(state["plateau"])
+            plateau["best"] = float("inf") if plateau["best"] is None else plateau["best"]
+            found = cls(**{**state, "plateau": Plateau(**plateau)})
+            _check_numbers(found.plateau)
+            _check_numbers(found)
+            if not all(isinstance(row, dict) and "epoch" in row for row in found.history):
+                raise TypeError("history is no list of epochs")
+            return found
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"The state of a run is damaged ({reason}); train it again, or copy it again.") from error
+
+
+def _check_numbers(state: TrainingState | Plateau) -> None:
+    """Refuse a count that is no whole number of at least zero, and a number that is none."""
+    for one in fields(state):
+        value, kind = getattr(state, one.name), str(one.type)
+        if value is None and "None" in kind:
+            continue
+        if (kind.startswith("int") and (type(value) is not int or value < 0)) or (
+            kind.startswith("float") and (type(value) not in (int, float))
+        ):
+            raise TypeError(f"{one.name} is {value!r:.60}")
 
 
 class Pointer(TypedDict):
@@ -82,7 +115,7 @@ class TrainedOn(TypedDict):
 
     path: str
     name: str
-    size: tuple[int, int]
+    size: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_fits_memory)]
     checksums: dict[str, str]
 
 
@@ -131,13 +164,7 @@ class Checkpoint:
                 old.unlink()
 
     def load_state(self) -> TrainingState:
-        content = self.content()
-        try:
-            return TrainingState.from_json(content)
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"{str(self.pointer)!r} is not the state of a training ({error}); restore it or train again."
-            ) from None
+        return TrainingState.from_json(self.content())
 
     def tensors(self, which: str) -> dict[str, Tensor]:
         """The ``"last"`` or ``"best"`` epoch's file.
@@ -266,7 +293,7 @@ class Run:
         trained_on = self.content["cohort"]
         if "fit" not in trained_on:
             return self.cohort().frame
-        canvas = trained_on["canvas"]
+        canvas = trained_on.get("canvas")
         return Frame(self.size, trained_on["fit"], tuple(canvas) if canvas else None)
 
     @property

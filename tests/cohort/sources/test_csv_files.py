@@ -70,3 +70,17 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
 def test_a_ragged_sheet_is_damaged(tmp_path: Path, rows: str) -> None:
     with pytest.raises(InputError, match="is damaged"):
         read_rows(write(tmp_path / "a.csv", f"id,b\n{rows}"), ["id"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,b,b\n1,2,3\n", "has more than one column 'b'"),
+        ("id;b\n1;2\n", "has other separators than commas"),
+        ("a" * (2 << 20), "its first line has more than 1,048,576 bytes"),
+    ],
+    ids=["a heading twice", "semicolons", "an endless line"],
+)
+def test_what_a_spreadsheet_made_of_it_is_named(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_rows(write(tmp_path / "a.csv", content), ["id"])

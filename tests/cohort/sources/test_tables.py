@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
+from fuzz.tables import imported, written
 from radgaze.cohort import Box, Cohort
 from radgaze.cohort.sources import tables
 from radgaze.cohort.sources.engine import RawStudy, write_cohort
@@ -360,3 +363,76 @@ def test_many_points_are_quick(folder: Path) -> None:
     assert points is not None
     assert points.t is not None
     assert (np.diff(points.t.numpy()) > 0).all()  # the order of the table is kept
+
+
+# ---- habits that could mean two things, and files that are none
+
+
+NAMED = {
+    "a heading twice": ("study_id,image,age,age\na,images/0.png,1,2\n", "more than one column 'age'"),
+    "decimal commas between commas": ("study_id,image,age\na,images/0.png,1,5\n", "numbers with decimal commas want"),
+    "an open quotation mark": ('study_id,image\na,"images/0.png\n', "a quotation mark inside a cell, or without its"),
+    "an unknown separator": ("sep=é\nstudy_id,image\n", "states the separator 'é'"),
+    "no separator": ("sep=\nstudy_id,image\n", "states the separator ''"),
+    "a workbook": ("PK\x03\x04", "is a workbook; expected text"),
+    "UTF-16 without a mark": ("s\0t\0u\0d\0y\0", "has null bytes in it, so it is no text, or UTF-16"),
+    "one endless line": ("a" * (2 << 20), "starts with a line of more than 1,048,576 bytes"),
+}
+
+
+@pytest.mark.parametrize("habit", NAMED)
+def test_what_could_mean_two_things_is_named(folder: Path, habit: str) -> None:
+    text, says = NAMED[habit]
+    with pytest.raises(InputError, match=says) as error:
+        run(folder, text)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_torn_utf_16_is_named(folder: Path) -> None:
+    (folder / "images.csv").write_bytes("study_id,image\n".encode("utf-16") + b"\x00\xd8")
+    with pytest.raises(InputError, match="is damaged text"):
+        import_tables(folder / "images.csv", folder / "out", progress=False)
+
+
+def test_thousands_separators_beside_decimal_commas_are_named(folder: Path) -> None:
+    gaze = "study_id;x;y\na;1,5;2\na;1.234;2\n"
+    with pytest.raises(
+        InputError, match=r"row 3: x is '1.234', expected a number with a decimal comma, as others have"
+    ):
+        run(folder, "study_id,image\na,images/0.png\n", gaze=gaze, strict=True)
+    plain = run(folder, "study_id,image\na,images/0.png\n", gaze=gaze.replace("1,5", "1.5")).gaze(0)
+    assert plain is not None
+    assert plain.x.tolist() == [1.5, 1.234]  # without a comma anywhere the point is decimal
+
+
+def test_old_macs_empty_columns_and_a_column_called_row(folder: Path) -> None:
+    cohort = run(folder, "study_id,image,row,,\ra,images/0.png,7,,\rb,images/1.png,8,,\r")
+    assert [study.attributes for study in cohort] == [{"row": 7}, {"row": 8}]
+
+
+CELL = st.text(st.characters(codec="cp1252", exclude_characters="\r\x00\ufeff"), max_size=8).map(str.strip)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    notes=st.lists(CELL, min_size=2, max_size=4),
+    ages=st.lists(st.floats(-1e6, 1e6).map(lambda age: round(age, 3)), min_size=4, max_size=4),
+    separator=st.sampled_from(",;\t|"),
+    end=st.sampled_from(["\n", "\r\n"]),
+    quote=st.booleans(),
+    sep_line=st.booleans(),
+    blank_lines=st.integers(0, 2),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+)
+def test_in_any_habit_a_table_is_the_same_studies(
+    notes: list[str], ages: list[float], separator: str, encoding: str, sep_line: bool, **habit: Any
+) -> None:
+    assume(encoding != "cp1252" or "".join(notes).isascii())  # others may read as UTF-8, which is tried first
+    rows = [["study_id", "image", "age", "note"]]
+    rows += [[f"00{place}", f"{place % 3}.png", f"{ages[place]:f}", note] for place, note in enumerate(notes)]
+    text = written(rows, separator=separator, comma=separator != ",", encoding=encoding, sep_line=sep_line, **habit)
+    read = imported({"images": text})
+    assert [raw.study_id for raw in read] == [f"00{place}" for place in range(len(notes))]
+    assert [raw.attributes["age"] for raw in read] == [float(f"{age:f}") for age in ages[: len(notes)]]
+    if all(note.isalpha() for note in notes):
+        assert [raw.attributes["note"] for raw in read] == notes

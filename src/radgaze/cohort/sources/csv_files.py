@@ -21,6 +21,7 @@ from radgaze.errors import InputError, nearest
 __all__ = ["read_columns", "read_header", "read_numbers", "read_rows", "require_columns"]
 
 _BLOCK_BYTES = 2 << 20  # measured on a 400 MB file: larger blocks take more memory and are no faster
+_LONGEST_HEADER = 1 << 20  # bytes
 _NULLS = ["", "NA"]  # "nan" is a number to the reader; its long default list costs a tenth of the time
 
 
@@ -32,7 +33,10 @@ def read_header(path: Path) -> list[str]:
     """
     try:
         with path.open("rb") as file:
-            header = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
+            line = file.readline(_LONGEST_HEADER)
+        if len(line) == _LONGEST_HEADER:
+            raise csv.Error(f"its first line has more than {_LONGEST_HEADER:,} bytes")
+        header = next(csv.reader([line.decode("utf-8-sig")]), [])
     except FileNotFoundError:
         raise InputError(f"{str(path)!r} does not exist; copy it from the data set, or check the folder.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -52,7 +56,7 @@ def read_rows(path: Path, required: Sequence[str]) -> list[dict[str, str | None]
         InputError: the file is missing or no CSV, lacks a ``required`` column, or a row has too few or too many fields.
     """
     header = read_header(path)
-    require_columns(path, header, required)
+    require_columns(path, header, [*required, *header])
     rows: list[dict[str, str | None]] = []
     try:
         # Stray bytes in free text harm nothing; ids and numbers with one match nothing and are refused by name.
@@ -110,9 +114,16 @@ def read_numbers(path: Path, columns: Sequence[str]) -> dict[str, npt.NDArray[np
 def require_columns(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
     """
     Raises:
-        InputError: names the first of the ``required`` columns that the ``header`` of ``path`` lacks.
+        InputError: names the first of the ``required`` columns that the ``header`` of ``path`` lacks or has twice.
     """
     for column in required:
+        if header.count(column) > 1:
+            raise InputError(f"{str(path)!r} has more than one column {column!r}; copy it from the data set again.")
+        if column not in header and any(mark in name for name in header for mark in ";\t"):
+            raise InputError(
+                f"{str(path)!r} has other separators than commas, as spreadsheets write them; copy it from the data "
+                "set again."
+            )
         if column not in header:
             raise InputError(f"{str(path)!r} has no column {column!r}; {nearest(column, header)}")
 

@@ -52,7 +52,7 @@ class MimicImages:
             place = self.root.joinpath(*parts[depth:])
             for suffix in SUFFIXES:
                 file = place.with_suffix(suffix)
-                if file.is_file():
+                if os.path.isfile(file):  # and not Path's, which raises for a name that is too long
                     self._depth = depth
                     return file
         return self._find_by_name(parts)

@@ -6,13 +6,16 @@
 
 Paths are relative to the table. Gaze is in original pixels (pixel centres at integers, origin at the top left), or in
 fractions of the image's width and height, so that x = x_norm · W − 1/2. Times are seconds. Spreadsheets' habits are
-read as they come: byte order marks, UTF-16, semicolons or tabs with decimal commas, Windows line ends, quoted line
-breaks, empty trailing rows.
+read as they come: byte order marks, UTF-16, semicolons or tabs with decimal commas, line ends of Windows and of old
+Macs, quoted line breaks, empty trailing rows and columns. What could mean two things (thousands separators, a heading
+twice) is refused by name.
 """
 
 from __future__ import annotations
 
+import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +42,11 @@ _BOX_COLUMNS = ("study_id", "name", "xmin", "ymin", "xmax", "ymax", "shape", "ce
 
 _NO_NUMBER = ("na", "n/a", "nan", "null", "none", "-", ".")
 _TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
+
+_ROW = " row"  # no heading is called so: spaces around them are taken off
+_SEPARATORS = ",;\t|"
+_LONGEST_HEADER = 1 << 20  # bytes; a first line of more is that of some other kind of file
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how .xlsx and .ods start, and .xls
 
 # Fewer points than this may all lie in the top-left pixel; more of them are fractions under the wrong heading.
 _ENOUGH_TO_TELL_FRACTIONS = 10
@@ -130,7 +138,7 @@ def import_tables(
 
 @dataclass(frozen=True)
 class _Table:
-    """A table of text: cells stripped, empty ones null, and ``row``, the line a spreadsheet shows beside each."""
+    """A table of text: cells stripped, empty ones null, and ``_ROW``, the number a spreadsheet shows beside each."""
 
     path: Path
     cells: pl.DataFrame
@@ -141,16 +149,22 @@ class _Table:
         return self.cells.columns
 
     def place(self, index: int) -> str:
-        return f"{self.path.name} row {self.cells['row'][index]}"
+        return f"{self.path.name} row {self.cells[_ROW][index]}"
 
     def numbers(self, column: str, broken: dict[str | None, str] | None = None) -> npt.NDArray[np.float64]:
-        """A column as numbers, NaN where empty; studies with a cell that is no number are noted in ``broken``."""
+        """A column as numbers, NaN where empty; studies with a cell that is no number are noted in ``broken``.
+
+        Beside decimal commas a point could separate thousands: 1.234 is then no number.
+        """
         text = self.cells[column]
-        plain = text.str.replace(",", ".", literal=True) if self.decimal_comma else text
         missing = text.is_null() | text.str.to_lowercase().is_in(_NO_NUMBER).fill_null(False)
+        plain, expected = text, "a number"
+        if self.decimal_comma and text.str.contains(",", literal=True).any():
+            plain = pl.select(pl.when(~text.str.contains(".", literal=True)).then(text)).to_series()
+            plain, expected = plain.str.replace(",", ".", literal=True), "a number with a decimal comma, as others have"
         numbers = plain.cast(pl.Float64, strict=False)
         if broken is not None:
-            self.note_broken(broken, ~missing & ~numbers.is_finite().fill_null(False), column, "a number")
+            self.note_broken(broken, ~missing & ~numbers.is_finite().fill_null(False), column, expected)
         return pl.select(pl.when(~missing).then(numbers)).to_series().fill_null(float("nan")).to_numpy()
 
     def note_broken(self, broken: dict[str | None, str], where: pl.Series, column: str, expected: str) -> None:
@@ -193,7 +207,7 @@ class _Importer:
         attributes = {
             name: _typed(table, name)
             for name in table.columns
-            if name not in (*_IMAGE_COLUMNS, "row") and not name.startswith(("mask_", "label_"))
+            if name not in (*_IMAGE_COLUMNS, _ROW) and not name.startswith(("mask_", "label_"))
         }
 
         raws: dict[str, RawStudy] = {}
@@ -205,10 +219,10 @@ class _Importer:
                 continue
             if study_id in rows:
                 raise InputError(
-                    f"{str(table.path)!r} has study_id {study_id!r} in rows {rows[study_id]} and {row['row']}; "
+                    f"{str(table.path)!r} has study_id {study_id!r} in rows {rows[study_id]} and {row[_ROW]}; "
                     f"expected every study_id once, rename or remove one."
                 )
-            rows[study_id] = row["row"]
+            rows[study_id] = row[_ROW]
             if image is None:
                 self.leave_out(study_id, f"{table.place(index)}: its image is empty; expected a path")
                 continue
@@ -241,7 +255,7 @@ class _Importer:
                 values.append(None)
             else:
                 raise InputError(
-                    f"{str(table.path)!r} row {table.cells['row'][index]} has {column} {cell!r}; expected 1, 0 or "
+                    f"{str(table.path)!r} row {table.cells[_ROW][index]} has {column} {cell!r}; expected 1, 0 or "
                     f"nothing (unknown); if this is no class, rename the column."
                 )
         return values
@@ -354,7 +368,7 @@ def _named(table: _Table, prefix: str) -> list[str]:
 def _path(table: _Table, text: str) -> Path:
     """A path relative to the table; one written on Windows is read where its backslashes name nothing here."""
     path = table.path.parent / text
-    return path if "\\" not in text or path.exists() else table.path.parent / text.replace("\\", "/")
+    return path if "\\" not in text or os.path.exists(path) else table.path.parent / text.replace("\\", "/")
 
 
 def _typed(table: _Table, column: str) -> list[str | float | int | None]:
@@ -375,43 +389,96 @@ def _read_table(path: Path, known: Sequence[str], required: Sequence[str]) -> _T
     Raises:
         InputError: it is missing, empty, no table, or lacks a required column.
     """
-    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
-        raise InputError(f"{str(path)!r} is a workbook; expected text: save the sheet as CSV.")
+    text = _read_text(path)
+    content = text.lstrip(b"\r\n")
+    first = text[: len(text) - len(content)].count(b"\n") + 1  # the row of the header
+    line = content[: content.find(b"\n") + 1 or None]
+    separator = max(_SEPARATORS, key=line.decode().count)
+    if line[:4].lower() == b"sep=":  # the line by which Excel is told the separator
+        separator = line[4:].decode().rstrip("\r\n")
+        if len(separator) != 1 or separator not in _SEPARATORS:
+            raise InputError(
+                f"{str(path)!r} states the separator {separator!r}; expected a comma, semicolon, tab or bar, save it "
+                "again with one of these."
+            )
+        content, first = content[len(line) :], first + 1
     try:
-        text = _as_utf8(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{str(path)!r} does not exist; expected a table, check the path.") from None
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); expected a table.") from None
-    header = text[: text.find(b"\n")].decode(errors="replace") if b"\n" in text else text.decode(errors="replace")
-    skipped = 0
-    if header.lower().startswith("sep="):  # the line by which Excel is told the separator
-        separator, skipped = header[4:5], 1
-    else:
-        separator = max(",;\t|", key=header.count)
-    try:
-        cells = pl.read_csv(
-            io.BytesIO(text), separator=separator, infer_schema=False, skip_rows=skipped, raise_if_empty=False
-        )
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0]
+        header = next(csv.reader((row.decode() for row in io.BytesIO(content)), delimiter=separator), [])
+        cells = pl.read_csv(io.BytesIO(content), separator=separator, infer_schema=False, raise_if_empty=False)
+        if len(header) != cells.width:
+            raise csv.Error("its header ends in the middle")
+    except (csv.Error, pl.exceptions.PolarsError) as error:
         raise InputError(
-            f"{str(path)!r} is no readable table ({reason}); expected CSV with a header, save it again."
+            f"{str(path)!r} is no readable table ({_reason(error)}); expected CSV with a header, save it again."
         ) from None
-    names = {column: column.replace('""', '"').strip() for column in cells.columns}  # Polars leaves quotes doubled
-    names |= {column: name.lower() for column, name in names.items() if name.lower() in known}
-    doubled = [name for name, count in Counter(names.values()).items() if count > 1]
+    names = [name.strip() for name in header]
+    names = [name.lower() if name.lower() in known else name for name in names]
+    cells.columns = [str(place) for place in range(cells.width)]
+    cells = cells.with_columns(pl.all().str.strip_chars())
+    cells = cells.with_columns(pl.when(pl.all() != "").then(pl.all()))
+    used = [place for place, name in enumerate(names) if name or cells[:, place].count()]  # spreadsheets add empty ones
+    cells, names = cells[:, used], [names[place] for place in used]
+    doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise InputError(f"{str(path)!r} has more than one column {doubled[0]!r}; rename or remove one.")
-    missing = [name for name in required if name not in names.values()]
+    missing = [name for name in required if name not in names]
     if missing:
-        shown = ", ".join(map(repr, names.values())) or "none"
-        hint = nearest(missing[0], names.values()) if names else "is it empty?"
+        shown = ", ".join(map(repr, names)) or "none"
+        hint = nearest(missing[0], names) if names else "is it empty?"
         raise InputError(f"{str(path)!r} has no column {missing[0]!r} (its columns: {shown}); {hint}")
-    cells = cells.rename(names).with_columns(pl.all().str.strip_chars())
-    cells = cells.with_columns(pl.when(pl.all() != "").then(pl.all())).with_row_index("row", offset=2 + skipped)
-    cells = cells.filter(~pl.all_horizontal(pl.exclude("row").is_null()))
+    cells.columns = names
+    cells = cells.with_row_index(_ROW, offset=first + 1)
+    cells = cells.filter(~pl.all_horizontal(pl.exclude(_ROW).is_null()))
     return _Table(path, cells, decimal_comma=separator != ",")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a table; Polars tells it in its own terms, with advice on its arguments."""
+    said = str(error)
+    if "more fields" in said:
+        return (
+            "a row has more fields than the header: numbers with decimal commas want quotes, or semicolons between the "
+            "columns"
+        )
+    return said if isinstance(error, csv.Error) else "a quotation mark inside a cell, or without its partner"
+
+
+def _read_text(path: Path) -> bytes:
+    """A table's text as UTF-8 without a byte order mark, its lines ended by line feeds.
+
+    Raises:
+        InputError: it is missing, or no text.
+    """
+    workbook = InputError(f"{str(path)!r} is a workbook; expected text: save the sheet as CSV.")
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise workbook
+    try:
+        with path.open("rb") as file:
+            start = file.read(_LONGEST_HEADER)
+            if len(start) == _LONGEST_HEADER and not {*b"\r\n"} & {*start}:
+                raise InputError(
+                    f"{str(path)!r} starts with a line of more than {_LONGEST_HEADER:,} bytes; expected a table with a "
+                    "header."
+                )
+            text = start + file.read()
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{str(path)!r} does not exist; expected a table, check the path.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)!r} cannot be read ({reason}); expected a table.") from None
+    if text.startswith(_WORKBOOKS):
+        raise workbook
+    try:
+        text = _as_utf8(text)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{str(path)!r} is damaged text ({error.reason}); save the table again.") from None
+    if b"\0" in text:
+        raise InputError(f"{str(path)!r} has null bytes in it, so it is no text, or UTF-16; save the table as UTF-8.")
+    if b"\n" not in text:
+        return text.replace(b"\r", b"\n")  # lines as old Macs ended them
+    return text
 
 
 def _as_utf8(text: bytes) -> bytes:

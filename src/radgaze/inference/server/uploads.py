@@ -90,7 +90,10 @@ async def read_files(request: Request, field_name: str, *, max_files: int, max_b
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise Refusal(400, f"The body is no form; send multipart/form-data with the image as {field_name!r}.")
     too_large = Refusal(413, f"The upload has more than {max_bytes:,} bytes; send a smaller one, or fewer images.")
-    if int(request.headers.get("content-length") or 0) > max_bytes:
+    stated = request.headers.get("content-length") or "0"
+    if not re.fullmatch(r"\d{1,20}", stated, re.ASCII):
+        raise Refusal(400, "The header Content-Length is no number; leave it to the HTTP client.")
+    if int(stated) > max_bytes:
         raise too_large
     parts = _Parts(field_name, max_files)
     names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end")
