@@ -6,8 +6,6 @@ import csv
 import io
 import re
 import shutil
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,17 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from radgaze.cohort import Cohort
 from radgaze.cohort.sources.tables import import_tables
 from radgaze.inference import Predictor
-from radgaze.inference.server import Settings, create_app
 from radgaze.training.attention import AttentionTarget
 from tests.cohort.pictures import write_dicom
 from tests.cohorts import write_tables
 from tests.inference.predictors import formula_predictor
+from tests.inference.server.conftest import Served
 
 HOSTILE = '<img src=x onerror="window.hacked=1">'
 CLASSES = ("normal", "pneumonia", HOSTILE)
@@ -61,25 +58,9 @@ def models(classes: tuple[str, ...]) -> dict[str, Predictor]:
     }
 
 
-class Served:
-    """A server on a free port, in a thread."""
-
-    def __init__(self, cohort: Cohort | None = None, **settings: Any) -> None:
-        drawn = dict.fromkeys(models(CLASSES), AttentionTarget("gaze", sigma=4.0))
-        app = create_app(models(CLASSES), cohort, Settings(**settings), drawn)
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
-
-    def __enter__(self) -> str:
-        self.thread.start()
-        return self.url
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join()
+def served(cohort: Cohort | None = None, **settings: Any) -> Served:
+    drawn = dict.fromkeys(models(CLASSES), AttentionTarget("gaze", sigma=4.0))
+    return Served(models(CLASSES), cohort, drawn, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +73,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def url(hostile_cohort: Cohort) -> Iterator[str]:
-    with Served(hostile_cohort) as url:
-        yield url
+    with served(hostile_cohort) as server:
+        yield server.url
 
 
 @pytest.fixture
@@ -511,7 +492,8 @@ def test_nothing_leaves_the_screen(page: Page, width: int, tmp_path: Path) -> No
 
 
 def test_token(browser: Browser, tmp_path: Path) -> None:
-    with Served(None, token=TOKEN) as url:
+    with served(token=TOKEN) as server:
+        url = server.url
         page = browser.new_page()
         page.goto(url)
         expect(page.locator("#token-dialog")).to_be_visible()
