@@ -209,7 +209,7 @@ def soak(
 def answers(found: list[tuple[str, float, str | None]]) -> list[dict[str, Any]]:
     """Print the table of requests."""
     rows, figures = [], []
-    for name in [*dict.fromkeys(name for name, *_ in sorted(found)), "all"]:
+    for name in [*sorted({name for name, *_ in found}), "all"]:
         mine = [(seconds, wrong) for kind, seconds, wrong in found if name in (kind, "all")]
         shown = [1000 * float(value) for value in np.percentile([seconds for seconds, _ in mine], (50, 95, 99))]
         errors = sum(wrong is not None for _, wrong in mine)
@@ -224,12 +224,10 @@ def memory(looks: list[tuple[float, float, int, int]]) -> list[dict[str, Any]]:
     settled = [look for look in looks if look[0] >= min(2.0, looks[-1][0] / 5)]
     minutes, sizes, opened, threads = (list(column) for column in zip(*settled, strict=True))
     slope = 60 * statistics.linear_regression(minutes, sizes).slope
-    half = len(settled) // 2
-    later = 60 * statistics.linear_regression(minutes[half:], sizes[half:]).slope
     print(
         f"Memory {sizes[0]:,.0f} MB at minute {minutes[0]:.1f}, {sizes[-1]:,.0f} MB at minute {minutes[-1]:.1f} (least "
-        f"{min(sizes):,.0f}, most {max(sizes):,.0f}); slope {slope:+,.0f} MB an hour, {later:+,.0f} in the later half; "
-        f"open files {min(opened)} to {max(opened)}, threads {min(threads)} to {max(threads)}"
+        f"{min(sizes):,.0f}, most {max(sizes):,.0f}); slope {slope:+,.0f} MB an hour; open "
+        f"files {min(opened)} to {max(opened)}, threads {min(threads)} to {max(threads)}"
     )
     return [
         {"work": "memory", "MB": sizes, "minute": minutes, "MB an hour": slope, "files": opened, "threads": threads}
