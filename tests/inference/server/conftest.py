@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from radgaze.cohort import Cohort
 from radgaze.inference import Predictor, load
 from radgaze.inference.server import Settings, create_app
+from radgaze.inference.server.running import configured
 from radgaze.training import Run, fit
 from radgaze.training.attention import AttentionTarget
 from tests.cohorts import blob_cohort
@@ -77,6 +83,39 @@ def client(
     """Both models and the cohort."""
     with TestClient(create_app(predictors, cohort, renderings=renderings), "http://localhost") as client:
         yield client
+
+
+class Served:
+    """A server on a free port of this machine, in a thread."""
+
+    def __init__(
+        self,
+        predictors: dict[str, Predictor],
+        cohort: Cohort | None = None,
+        renderings: dict[str, AttentionTarget] | None = None,
+        **settings: Any,
+    ) -> None:
+        limits = Settings(**settings)
+        self.app = create_app(predictors, cohort, limits, renderings)
+        self.server = uvicorn.Server(configured(self.app, limits))
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
+
+    def __enter__(self) -> Served:
+        self.thread.start()
+        while not self.server.started and self.thread.is_alive():
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
 
 def png(height: int = 60, width: int = 50, seed: int = 0) -> bytes:

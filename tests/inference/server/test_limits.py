@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import io
+import logging
 import struct
 import threading
 import time
@@ -10,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -316,6 +319,114 @@ def test_the_token_guards_everything_but_the_page(serve: Client) -> None:
     assert client.post("/v1/predict", files={"image": png()}, headers=good).status_code == 200
     error(client.post("/v1/predict", files={"image": png()}), 401)
     assert client.get("/v1/health", headers={**good, "host": "any.example"}).status_code == 200
+
+
+def test_the_token_is_compared_in_constant_time(serve: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is given, and however it is wrong, goes through ``compare_digest``, as bytes."""
+    compared = []
+
+    def compare(given: bytes, right: bytes) -> bool:
+        compared.append((given, right))
+        return hmac.compare_digest(given, right)
+
+    monkeypatch.setattr("radgaze.inference.server.guard.hmac", SimpleNamespace(compare_digest=compare))
+    client = serve(token=TOKEN)
+    wrong = [
+        b"",
+        TOKEN[:-1].encode(),
+        TOKEN.encode() + b"x",
+        b"x" * 100_000,
+        TOKEN.upper().encode(),
+        b"\xff\xfe",
+        b"\x00",
+    ]
+    for given in wrong:
+        assert client.get("/v1/health", headers={"authorization": b"Bearer " + given}).status_code == 401
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        assert client.get("/v1/health", headers={"authorization": f"{scheme} {TOKEN}"}).status_code == 200
+    assert len(compared) == len(wrong) + 3
+    assert all(isinstance(given, bytes) and right == TOKEN.encode() for given, right in compared)
+
+
+@pytest.mark.parametrize("others", [[TOKEN[::-1]], [TOKEN]])
+def test_several_tokens_are_none(serve: Client, others: list[str]) -> None:
+    client = serve(token=TOKEN)
+    for given in ([TOKEN, *others], [*others, TOKEN]):
+        headers = [("authorization", f"Bearer {one}") for one in given]
+        assert client.get("/v1/health", headers=headers).status_code == 401
+
+
+def test_the_token_is_told_to_nobody(serve: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """It is no parameter of an address, which others log, and no answer, metric or line of the log has it."""
+    caplog.set_level(logging.DEBUG)
+    client = serve(token=TOKEN)
+    good = {"authorization": f"Bearer {TOKEN}"}
+    answers = [
+        client.get("/v1/health", params={"token": TOKEN, "access_token": TOKEN}),
+        client.get("/v1/health", headers={"cookie": f"token={TOKEN}"}),
+        client.get("/v1/health", headers={"x-token": TOKEN, "proxy-authorization": f"Bearer {TOKEN}"}),
+        client.get(f"/{TOKEN}", headers=good),
+        client.get("/v1/cohort/studies?limit=0", headers=good),
+        client.post("/v1/predict", files={"image": b"no image"}, headers=good),
+        client.get("/metrics", headers=good),
+        client.get("/openapi.json", headers=good),
+    ]
+    assert [answer.status_code for answer in answers] == [401, 401, 401, 404, 422, 400, 200, 200]
+    assert not any(TOKEN in answer.text or TOKEN in str(answer.headers) for answer in answers)
+    ours = [record for record in caplog.records if record.name.split(".")[0] not in ("httpx", "httpx2", "httpcore")]
+    assert len(ours) >= len(answers)
+    assert not any(TOKEN in record.getMessage() for record in ours)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://localhost:3000"},
+        {"origin": "http://127.0.0.1"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+)
+def test_another_page_of_this_machine_cannot_use_it_either(client: TestClient, headers: dict[str, str]) -> None:
+    error(client.get("/v1/health", headers=headers), 400)
+    error(client.post("/v1/predict?model=unet", files={"image": png()}, headers=headers), 400)
+    assert client.get("/", headers=headers).status_code == 200  # a link to the page may stand anywhere
+
+
+def test_no_other_page_is_allowed_in(serve: Client) -> None:
+    """A preflight is refused with and without a token, and nothing allows it."""
+    asked = {"origin": "http://evil.example", "access-control-request-method": "POST"}
+    for client in (serve(), serve(token=TOKEN)):
+        answer = client.options("/v1/predict", headers={**asked, "access-control-request-headers": "authorization"})
+        assert answer.status_code in (400, 401)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "..%2f..%2fetc%2fpasswd",
+        "/etc/passwd",
+        "C:\\Windows\\win.ini",
+        "\\\\host\\share\\x.png",
+        "a\x00.png",
+        "<img src=x onerror=alert(1)>.png",
+        "x" * 3000 + ".png",
+        "..",
+        "",
+    ],
+)
+def test_a_name_is_no_place(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever an upload is called, it is read from memory and named without a folder; nothing is opened or written."""
+    monkeypatch.chdir(tmp_path)
+    body = b'--x\r\ncontent-disposition: form-data; name="image"; filename="' + name.encode() + b'"\r\n\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = client.post("/v1/predict?model=unet", content=body + png() + b"\r\n--x--\r\n", headers=headers)
+    assert answer.status_code == 200
+    assert not {"/", "\\", "\0"} & set(answer.json()["image"])
+    assert len(answer.json()["image"]) <= 120
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ import csv
 import io
 import re
 import shutil
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,17 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from radgaze.cohort import Cohort
 from radgaze.cohort.sources.tables import import_tables
 from radgaze.inference import Predictor
-from radgaze.inference.server import Settings, create_app
 from radgaze.training.attention import AttentionTarget
 from tests.cohort.pictures import write_dicom
 from tests.cohorts import write_tables
 from tests.inference.predictors import formula_predictor
+from tests.inference.server.conftest import Served
 
 HOSTILE = '<img src=x onerror="window.hacked=1">'
 CLASSES = ("normal", "pneumonia", HOSTILE)
@@ -61,25 +58,9 @@ def models(classes: tuple[str, ...]) -> dict[str, Predictor]:
     }
 
 
-class Served:
-    """A server on a free port, in a thread."""
-
-    def __init__(self, cohort: Cohort | None = None, **settings: Any) -> None:
-        drawn = dict.fromkeys(models(CLASSES), AttentionTarget("gaze", sigma=4.0))
-        app = create_app(models(CLASSES), cohort, Settings(**settings), drawn)
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
-
-    def __enter__(self) -> str:
-        self.thread.start()
-        return self.url
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join()
+def served(cohort: Cohort | None = None, **settings: Any) -> Served:
+    drawn = dict.fromkeys(models(CLASSES), AttentionTarget("gaze", sigma=4.0))
+    return Served(models(CLASSES), cohort, drawn, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +73,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def url(hostile_cohort: Cohort) -> Iterator[str]:
-    with Served(hostile_cohort) as url:
-        yield url
+    with served(hostile_cohort) as server:
+        yield server.url
 
 
 @pytest.fixture
@@ -111,6 +92,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     assert page.evaluate("window.hacked") is None
     context.close()
     wanted = ("status of 400", "status of 503", "ERR_FAILED")  # Chromium reports answers that a test asked for
+    wanted += getattr(page, "expected", ())
     assert [problem for problem in problems if not any(words in problem for words in wanted)] == []
 
 
@@ -402,6 +384,91 @@ def test_studies_by_keyboard_and_filter(page: Page) -> None:
     expect(page.locator("#total")).to_contain_text("10")
 
 
+def test_whatever_the_data_call_themselves_is_text(browser: Browser, tmp_path: Path) -> None:
+    """Classes, labels, runs, readers, studies, the cohort and files with names that are markup: read, never run.
+
+    The policy would stop most scripts; here no element may come of them in the first place.
+    """
+    tables = write_tables(tmp_path / "tables")
+    given = {"s000": HOSTILE, "class0": HOSTILE, "class1": "</option><svg onload=window.hacked=1>", "a": HOSTILE}
+    for name in ("images.csv", "gaze.csv", "boxes.csv"):
+        with (tables / name).open(newline="") as file:
+            rows = [[given.get(cell, cell) for cell in row] for row in csv.reader(file)]
+        with (tables / name).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    options = {"gaze": tables / "gaze.csv", "size": (32, 24), "workers": 1, "progress": False, "name": HOSTILE}
+    cohort = import_tables(tables / "images.csv", tmp_path / "cohort", **options)
+    runs = {HOSTILE: models(CLASSES)["unet"], "</select><script>window.hacked=1</script>": models(CLASSES)["cam"]}
+    with Served(runs, cohort) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        expect(page.locator("#findings")).to_contain_text(HOSTILE)
+        expect(page.locator("#cohort-name")).to_have_text(HOSTILE)
+        expect(page.locator("#reader")).to_contain_text(HOSTILE)
+        expect(page.locator("#label")).to_contain_text("</option><svg")
+        expect(page.locator("#rows")).to_contain_text(HOSTILE)
+        page.locator("[data-layout=runs]").click()
+        expect(page.locator("#findings")).to_contain_text("</select><script>")
+        choose_overlay(page, "attention")
+        upload(page, png(tmp_path / "<img src=x onerror=window.hacked=1>.png"))
+        (tmp_path / "<svg onload=window.hacked=1>.png").write_bytes(b"no image")
+        page.set_input_files("#file", tmp_path / "<svg onload=window.hacked=1>.png")
+        expect(page.locator("#alert")).to_contain_text("<svg onload")
+        assert page.locator("img, iframe, script:not([src]), svg[onload], [onerror]").count() == 0
+        assert page.evaluate("window.hacked") is None
+        page.close()
+
+
+def test_the_policy_stops_what_is_not_the_pages_own(page: Page) -> None:
+    """Scripts in the page, handlers in attributes, ``eval``, and requests elsewhere."""
+    blocked = page.evaluate(
+        """async () => {
+            const blocked = [];
+            document.addEventListener("securitypolicyviolation", (event) => blocked.push(event.effectiveDirective));
+            const script = document.createElement("script");
+            script.textContent = "window.hacked = 1";
+            const link = document.createElement("a");
+            link.setAttribute("onclick", "window.hacked = 1");
+            document.body.append(script, link);
+            link.click();
+            await fetch("http://127.0.0.2:9/").catch(() => {});
+            const frame = document.createElement("iframe");
+            frame.src = "http://127.0.0.2:9/";
+            document.body.append(frame);
+            await new Promise((done) => setTimeout(done, 300));
+            script.remove(); link.remove(); frame.remove();
+            return blocked;
+        }"""
+    )
+    assert {"script-src-elem", "script-src-attr", "connect-src", "frame-src"} <= set(blocked)
+    page.expected = ("Content Security Policy", "violates", "127.0.0.2")  # type: ignore[attr-defined]
+
+
+def test_a_page_of_another_host_can_neither_show_nor_ask_it(browser: Browser, url: str) -> None:
+    """Not in a frame, not by fetch, not as an image, and not under a name of its own that points at this machine."""
+    port = urlsplit(url).port
+    page = browser.new_page()
+    page.route("http://evil.example/", lambda route: route.fulfill(content_type="text/html", body="<p>evil"))
+    page.goto("http://evil.example/")
+    assert (
+        page.evaluate("(url) => fetch(`${url}/v1/health`).then((answer) => answer.text(), (error) => error.name)", url)
+        == "TypeError"
+    )
+    page.evaluate(
+        """(url) => new Promise((done) => {
+            const frame = document.createElement("iframe");
+            frame.src = url;
+            frame.onload = done;
+            document.body.append(frame);
+        })""",
+        url,
+    )
+    assert [frame.locator("#findings").count() for frame in page.frames[1:]] == [0]
+    answer = page.request.get(f"{url}/v1/health", headers={"host": f"evil.example:{port}"})
+    assert answer.status == 400
+    page.close()
+
+
 def test_gaze_is_replayed_in_order(page: Page) -> None:
     expect(page.locator("#replay")).to_be_visible()
     page.locator("#reader").select_option("a")
@@ -511,7 +578,8 @@ def test_nothing_leaves_the_screen(page: Page, width: int, tmp_path: Path) -> No
 
 
 def test_token(browser: Browser, tmp_path: Path) -> None:
-    with Served(None, token=TOKEN) as url:
+    with served(token=TOKEN) as server:
+        url = server.url
         page = browser.new_page()
         page.goto(url)
         expect(page.locator("#token-dialog")).to_be_visible()

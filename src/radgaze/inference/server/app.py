@@ -25,7 +25,6 @@ from radgaze.inference.server.refusal import Refusal
 from radgaze.inference.server.service import Service
 from radgaze.inference.server.settings import Settings
 from radgaze.inference.server.studies import StudyRoom
-from radgaze.inference.server.uploads import read_files
 from radgaze.training.attention import AttentionTarget
 
 __all__ = ["create_app"]
@@ -122,7 +121,7 @@ def create_app(
     @app.post(
         "/v1/predict",
         response_model=answers.Predicted,
-        responses=errors(404, 413, 503, 504),
+        responses=errors(404, 408, 413, 503, 504),
         openapi_extra=form("image", several=False),
     )
     async def predict(
@@ -134,20 +133,20 @@ def create_app(
         """Predict one image: PNG, JPEG, TIFF or DICOM."""
         async with service.held():
             service.predictor(model)
-            files = await read_files(request, "image", max_files=1, max_bytes=settings.max_bytes)
-            return as_json(await service.predict(model, files[0], maps, preview))
+            file = (await service.files(request, "image"))[0]
+            return as_json(await service.predict(model, file, maps, preview))
 
     @app.post(
         "/v1/predict/batch",
         response_model=answers.Batch,
-        responses=errors(404, 413, 503, 504),
+        responses=errors(404, 408, 413, 503, 504),
         openapi_extra=form("images", several=True),
     )
     async def predict_batch(request: Request, model: ModelName = None) -> Response:
         """Predict several images, without maps, in their order; one that cannot be read becomes its error."""
         async with service.held():
             service.predictor(model)
-            files = await read_files(request, "images", max_files=settings.max_files, max_bytes=settings.max_bytes)
+            files = await service.files(request, "images", settings.max_files)
             return as_json(await service.predict_batch(model, files))
 
     @app.get("/v1/cohort/studies", response_model=answers.Studies, responses=errors(404, 503, 504))
@@ -204,6 +203,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         400: "The request or its image cannot be used.",
         401: "The token is missing or wrong.",
         404: "There is no such model or study.",
+        408: "The upload came too slowly.",
         413: "Too many bytes, pixels or files.",
         422: "A parameter is out of range.",
         500: "The server failed.",

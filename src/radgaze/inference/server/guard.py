@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import time
 import traceback
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from radgaze.inference.server.metrics import Metrics
+from radgaze.inference.server.metrics import METHODS, Metrics
 from radgaze.inference.server.refusal import Refusal
 from radgaze.inference.server.settings import Settings
 
-__all__ = ["CONTENT_SECURITY_POLICY", "Guard", "log"]
+__all__ = ["CONTENT_SECURITY_POLICY", "HEADERS", "Guard", "log", "record"]
 
 log = logging.getLogger("radgaze.server")
 
@@ -58,6 +58,8 @@ class Guard:
                 await self.app(scope, exchange.receive, exchange.send)
             else:
                 await exchange.refuse(refusal)
+        except ClientDisconnect:  # in the middle of its upload; nobody is left to be answered
+            pass
         except Exception as error:  # a bug: say where, and nothing that a request could have put into it
             at = traceback.extract_tb(error.__traceback__)[-1]
             log.error("%s at %s:%s", type(error).__name__, at.filename.rsplit("/radgaze/", 1)[-1], at.lineno)
@@ -67,9 +69,7 @@ class Guard:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", None) or "none"
             status = exchange.status or 499  # 499: the client went away before an answer
-            self.metrics.answered(scope["method"], route, status, seconds)
-            method = scope["method"] if scope["method"].isalpha() and len(scope["method"]) < 8 else "other"
-            log.info("%s %s %d %.0f ms", method, route, status, 1000 * seconds)
+            record(self.metrics, scope["method"], route, status, seconds)
 
     def refusal(self, scope: Scope) -> Refusal | None:
         headers = dict(scope["headers"])
@@ -80,13 +80,15 @@ class Guard:
                 return Refusal(
                     400, "The request is addressed to another host; use http://localhost or http://127.0.0.1."
                 )
-            if b"origin" in headers and _host(headers[b"origin"]) not in names:
+            if not _is_page(scope["path"]) and _is_elsewhere(headers):
                 return Refusal(400, "The request comes from a page of another host, which may not use this server.")
-        path = scope["path"]
-        if self.settings.token is None or path == "/" or path.startswith("/static/"):
+        if b"transfer-encoding" in headers and b"content-length" in headers:  # a proxy may have read it otherwise
+            return Refusal(400, "The request says in two ways how long it is; send Content-Length alone.")
+        if self.settings.token is None or _is_page(scope["path"]):
             return None
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.settings.token.encode()):
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self.settings.token.encode()):
             return None
         sentence = "This needs the server's token; send it as `Authorization: Bearer TOKEN`."
         return Refusal(401, sentence, {"WWW-Authenticate": 'Bearer realm="radgaze"'})
@@ -133,15 +135,27 @@ class _Exchange:
             pass
 
     async def refuse(self, refusal: Refusal) -> None:
-        body = json.dumps({"error": refusal.sentence}, ensure_ascii=False).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        headers += [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+        own = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+        headers = [*refusal.body_headers, *own]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+        await self.send({"type": "http.response.body", "body": refusal.body, "more_body": False})
+
+
+def record(metrics: Metrics, method: str, route: str, status: int, seconds: float) -> None:
+    """One request in the metrics and in the log, where no method is written that only this request knows."""
+    metrics.answered(method, route, status, seconds)
+    log.info("%s %s %d %.0f ms", method if method in METHODS else "other", route, status, 1000 * seconds)
 
 
 def _is_page(path: str) -> bool:
     return path == "/" or path.startswith("/static/")
+
+
+def _is_elsewhere(headers: dict[bytes, bytes]) -> bool:
+    """Whether a browser says that another page asks, be it of this machine and only of another port."""
+    origin = headers.get(b"origin")
+    own = origin is None or origin.lower().partition(b"://")[2] == headers[b"host"].lower()
+    return not own or headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none")
 
 
 def _host(url: bytes) -> str | None:

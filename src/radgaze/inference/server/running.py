@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import signal
 import socket
 import sys
 import warnings
 from collections.abc import Callable
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from radgaze.errors import InputError
+from radgaze.inference.server.connection import Connection
 from radgaze.inference.server.guard import log
 from radgaze.inference.server.service import Service
 from radgaze.inference.server.settings import Settings
 
-__all__ = ["run"]
+__all__ = ["configured", "run"]
 
 
 class _Server(uvicorn.Server):
@@ -47,17 +50,7 @@ def run(app: FastAPI, settings: Settings, started: Callable[[str], None]) -> Non
         InputError: The port is taken, the host is not this machine's, or a network's output is not finite.
     """
     listener = _listen(settings)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        lifespan="on",
-        timeout_graceful_shutdown=int(settings.grace) + 5,
-    )
+    config = configured(app, settings)
     _log_plainly()
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -69,6 +62,23 @@ def run(app: FastAPI, settings: Settings, started: Callable[[str], None]) -> Non
         signal.signal(one, lambda *_: None)
     with contextlib.closing(listener):
         server.run([listener])
+
+
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to serve ``app``, which was made with the same settings."""
+    connection = functools.partial(Connection, settings, app.state.metrics)
+    return uvicorn.Config(
+        app,
+        http=cast("type[Connection]", connection),
+        log_config=None,
+        access_log=False,
+        log_level="error",  # it warns of each request that it cannot read, which have a line in the log already
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=int(settings.grace) + 5,
+    )
 
 
 def _listen(settings: Settings) -> socket.socket:

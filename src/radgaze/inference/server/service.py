@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+from starlette.requests import Request
 
 from radgaze.cohort.pixels import TooManyPixels, Upload, image_size
 from radgaze.errors import InputError
@@ -22,7 +23,7 @@ from radgaze.inference.server.metrics import Metrics
 from radgaze.inference.server.refusal import Refusal
 from radgaze.inference.server.settings import Settings
 from radgaze.inference.server.studies import StudyRoom
-from radgaze.inference.server.uploads import File
+from radgaze.inference.server.uploads import File, Pace, read_files
 from radgaze.inference.server.worker import STOPPING, Worker
 
 __all__ = ["Service"]
@@ -39,6 +40,7 @@ class Service:
         self.ready = False
         self.warm = False
         self.time_limits: set[asyncio.Timeout] = set()
+        self.uploads: set[Pace] = set()  # that have not come in full
         self.readers = ThreadPoolExecutor(settings.readers, "radgaze-reader")
         self.worker = Worker(predictors, settings.batch_size, settings.window, lambda: self.decoding > 0, metrics.ran)
         metrics.watch(lambda: self.requests, lambda: len(self.worker.waiting))
@@ -83,6 +85,8 @@ class Service:
         if not self.ready:
             raise STOPPING
         if self.requests >= self.settings.queue:
+            for upload in self.uploads:
+                upload.hurry()
             raise Refusal(
                 503,
                 f"The server holds {self.settings.queue} requests, as many as it may; send the image again in a "
@@ -109,12 +113,26 @@ class Service:
             self.time_limits.discard(limit)
             self.requests -= 1
 
+    async def files(self, request: Request, field_name: str, most: int = 1) -> list[File]:
+        """The uploaded files, ``most`` at most.
+
+        Raises:
+            Refusal: For another form, or one that is too large or too slow.
+        """
+        pace = Pace()
+        self.uploads.add(pace)
+        try:
+            return await read_files(request, field_name, pace, max_files=most, max_bytes=self.settings.max_bytes)
+        finally:
+            self.uploads.discard(pace)
+
     def stop(self) -> None:
         """Take nothing new; what is held ends within the grace."""
         self.ready = False
         end = asyncio.get_running_loop().time() + self.settings.grace
         for limit in self.time_limits:
-            limit.reschedule(min(limit.when() or end, end))
+            if not limit.expired():  # else its request is ending just now
+                limit.reschedule(min(limit.when() or end, end))
 
     async def in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.readers, call, *arguments)

@@ -28,7 +28,9 @@ class Settings:
         max_pixels: Of an image, read from its header before it is decoded.
         max_files: Images in one request.
         queue: Requests held at once, from their first byte to their answer; further ones are told to come back.
-        timeout: Seconds from a request's header to its answer, its upload included.
+        connections: Open at once; a further one takes the place of the one that keeps the server waiting longest.
+        header_timeout: Seconds in which a request's header must be complete.
+        timeout: Seconds from a request's header to its answer, its upload included; and those to take the answer.
         batch_size: Most images in one pass of the network.
         window: Seconds that the network waits for images being decoded before it runs with those it has.
         readers: Threads that decode images and encode answers.
@@ -45,6 +47,8 @@ class Settings:
     max_pixels: int = 50_000_000
     max_files: int = 64
     queue: int = 64
+    connections: int = 256
+    header_timeout: float = 10.0
     timeout: float = 60.0
     batch_size: int = 8
     window: float = 0.005
@@ -59,15 +63,15 @@ class Settings:
             )
         if not 0 <= self.port < 65536:
             raise InputError(f"port is {self.port}; expected 0 (any free one) to 65535.")
-        for name in ("max_bytes", "max_pixels", "max_files", "queue", "batch_size", "readers"):
+        for name in ("max_bytes", "max_pixels", "max_files", "queue", "connections", "batch_size", "readers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if self.max_pixels > MAX_PIXELS:
             raise InputError(f"max_pixels is {self.max_pixels:,}; expected at most {MAX_PIXELS:,}.")
-        if not (self.timeout > 0 and self.grace >= 0 and self.window >= 0):
+        if not (self.timeout > 0 and self.header_timeout > 0 and self.grace >= 0 and self.window >= 0):
             raise InputError(
-                f"timeout, grace and window are {self.timeout:g}, {self.grace:g} and {self.window:g} s; expected a "
-                "time-out above zero and no negative time."
+                f"timeout, header_timeout, grace and window are {self.timeout:g}, {self.header_timeout:g}, "
+                f"{self.grace:g} and {self.window:g} s; expected time-outs above zero and no negative time."
             )
 
     @property

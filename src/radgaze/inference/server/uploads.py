@@ -1,13 +1,16 @@
 """Multipart uploads, read into memory and nowhere else.
 
 Frameworks spool large parts to a temporary file; a radiograph must not reach a disk that nobody thinks of. So the parts
-are gathered here, and the body is refused at the limit while it arrives, whatever its header promised.
+are gathered here, and the body is refused at the limit while it arrives, whatever its header promised. One that hardly
+arrives is refused too: it would hold a place that others wait for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -16,9 +19,11 @@ from starlette.requests import Request
 
 from radgaze.inference.server.refusal import Refusal
 
-__all__ = ["File", "base_name", "read_files"]
+__all__ = ["File", "Pace", "base_name", "read_files"]
 
 LONGEST_NAME = 120
+SLOWEST = 32 << 10  # bytes a second
+PATIENCE, IN_A_HURRY = 5.0, 1.0  # seconds that an upload may lag behind that pace: usually, and when others wait
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +85,44 @@ class _Parts:
         self.ended = True
 
 
-async def read_files(request: Request, field_name: str, *, max_files: int, max_bytes: int) -> list[File]:
+class Pace:
+    """Ends an upload that falls too far behind the pace; a context around it. Made in the event loop."""
+
+    def __init__(self) -> None:
+        self.start = asyncio.get_running_loop().time()
+        self.received, self.patience = 0, PATIENCE
+        self.limit = asyncio.timeout_at(self.start + PATIENCE)
+
+    def came(self, size: int) -> None:
+        """So many bytes more."""
+        self.received += size
+        if not self.limit.expired():
+            self.limit.reschedule(self.start + self.patience + self.received / SLOWEST)
+
+    def hurry(self) -> None:
+        """Others wait for the place."""
+        self.patience = IN_A_HURRY
+        self.came(0)
+
+    async def __aenter__(self) -> Self:
+        await self.limit.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        try:
+            await self.limit.__aexit__(*raised)
+        except TimeoutError:
+            raise Refusal(
+                408, f"The upload came at less than {SLOWEST:,} bytes a second; send it over a faster connection."
+            ) from None
+
+
+async def read_files(request: Request, field_name: str, pace: Pace, *, max_files: int, max_bytes: int) -> list[File]:
     """The files of a multipart form's field ``field_name``, in their order.
 
     Raises:
-        Refusal: 413 for too many bytes or files, as soon as that is known; 400 for anything but such a form.
+        Refusal: 413 for too many bytes or files, as soon as that is known; 408 for too slow a body; 400 for anything
+            but such a form.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
@@ -98,15 +136,15 @@ async def read_files(request: Request, field_name: str, *, max_files: int, max_b
     parts = _Parts(field_name, max_files)
     names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end")
     callbacks = {f"on_{name}": getattr(parts, f"on_{name}") for name in names}
-    total = 0
     try:
         parser = MultipartParser(options[b"boundary"], callbacks)  # type: ignore[arg-type]
-        async for chunk in request.stream():
-            total += len(chunk)
-            if total > max_bytes:
-                raise too_large
-            if chunk:
-                parser.write(chunk)
+        async with pace:
+            async for chunk in request.stream():
+                pace.came(len(chunk))
+                if pace.received > max_bytes:
+                    raise too_large
+                if chunk:
+                    parser.write(chunk)
         parser.finalize()
     except FormParserError:
         raise Refusal(400, "The form is damaged; send it again.") from None
