@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 import radgaze
-from radgaze import cluster
+from radgaze import cli, cluster
 from radgaze.cluster import Cluster, Node, cluster_for
 from radgaze.cohort import Cohort
 from radgaze.cohort.sources.engine import write_cohort
@@ -380,6 +380,15 @@ def test_engines_of_predict() -> None:
 def test_an_address_without_ray(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--address '10\.0\.0\.1:6379' is of a Ray cluster; add --engine ray"):
         write_cohort(make_raws(tmp_path, 2), tmp_path / "out", **options(address="10.0.0.1:6379"))
+
+
+@pytest.mark.parametrize(
+    "command", ["predict {run} {images} --out out", "compare {cohort} --out out", "redundancy {run}"]
+)
+def test_every_command_refuses_an_address_without_ray(command: str, run: Run, images: Path, cohort: Cohort) -> None:
+    words = command.format(run=run.path, images=images, cohort=cohort.path).split()
+    with pytest.raises(InputError, match="--address 'a:1' is of a Ray cluster"):
+        cli.app([*words, "--address", "a:1"], standalone_mode=False)
 
 
 def test_an_unknown_engine(tmp_path: Path) -> None:
