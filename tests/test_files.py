@@ -75,7 +75,8 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, below: str) ->
 
 
 def test_a_lock_clears_what_killed_processes_left(tmp_path: Path) -> None:
-    for name in (".a.json.1.partial", "state/.b.safetensors.2.partial", "a.json", "state/b.partial"):
+    half = (".a.json.1.partial", "state/.b.safetensors.2.partial", "maps/.tmpJdF2f0")
+    for name in (*half, "a.json", "state/b.partial"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     with folder_lock(tmp_path, "training in"):

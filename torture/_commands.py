@@ -212,4 +212,5 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 def left_over(folder: Path) -> list[str]:
     """Half-written files and folders of work that are still there."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name.endswith(".partial"))
+    found = {path for pattern in ("*.partial", ".tmp*") for path in folder.rglob(pattern)}
+    return sorted(path.relative_to(folder).as_posix() for path in found)

@@ -174,7 +174,7 @@ def run_chain(command: Command, inputs: Inputs, folder: Path, reference: Referen
         if where is not None:
             chain.kills["after" if (folder / command.last).exists() else where] += 1
         ended = where is None
-        if ended and attempt.exit_code:
+        if ended and attempt.exit_code and not is_told_done(command, folder, attempt):
             chain.problems.append(f"ended with {attempt.exit_code}: {attempt.told()}")
         arguments = resumed(command, inputs, folder)
     if not ended:

@@ -37,6 +37,9 @@ __all__ = [
 PLAN = "plan.json"
 """In a folder of work: what it is for. One without is of no use to a later attempt."""
 
+HALF_WRITTEN = (".*.partial", ".tmp??????")
+"""Names of files that are being written: ours, and those that safetensors gives the file it is about to rename."""
+
 FIXES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some of your quota there",
@@ -228,9 +231,10 @@ def folder_lock(folder: Path, doing: str, patience: float = 0) -> Iterator[None]
                         f"Another process is {doing} {str(folder)!r}; wait until it ends or choose another folder."
                     ) from None
                 time.sleep(0.1)
-        for partial in folder.rglob(".*.partial"):
-            if partial.is_file():
-                partial.unlink()
+        for pattern in HALF_WRITTEN:
+            for partial in folder.rglob(pattern):
+                if partial.is_file():
+                    partial.unlink()
         yield
 
 
