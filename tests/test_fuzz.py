@@ -18,7 +18,7 @@ from radgaze.cohort import pixels
 from radgaze.errors import InputError
 
 # The slow ones; of the others, the usual number.
-INPUTS = {"network": 3, "program": 4, "cohort": 10, "tables": 10, "run": 20, "weights": 20, "egd-cxr": 20,
+INPUTS = {"network": 3, "program": 0, "cohort": 10, "tables": 10, "run": 20, "weights": 20, "egd-cxr": 20,
           "reflacx": 20, "dicom": 40, "mask": 40}  # fmt: skip
 USUAL = 100
 

@@ -92,8 +92,8 @@ def read_studies(path: Path, meta: Mapping[str, Any]) -> pl.DataFrame:
     Raises:
         InputError: it is damaged, lacks a column, or a column is of another type or has no value somewhere.
     """
-    labels = dict.fromkeys((f"y_{name}" for name in meta["classes"]), pl.Float32)
-    masks = dict.fromkeys((f"has_mask_{name}" for name in meta["structures"]), pl.Boolean)
+    labels: Types = dict.fromkeys((f"y_{name}" for name in meta["classes"]), pl.Float32)
+    masks: Types = dict.fromkeys((f"has_mask_{name}" for name in meta["structures"]), pl.Boolean)
     types: Types = {**_STUDIES, **(labels if meta["task"] == "multilabel" else {}), **masks}
     studies = read_table(path, types, may_be_null={*_MAY_BE_NULL, *labels})
     positive = ("source_height", "source_width", "grid_dy", "grid_dx")
