@@ -226,7 +226,7 @@ def test_an_interrupted_resplit_is_refused_until_done_again(path: Path, monkeypa
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr("radgaze.cohort.store.write_json", power_cut)
+        patch.setattr("radgaze.cohort.store.write_sealed", power_cut)
         with pytest.raises(RuntimeError):
             resplit(path, seed=9)
     with pytest.raises(InputError, match="a new split was interrupted"):
