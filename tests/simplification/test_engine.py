@@ -173,10 +173,10 @@ class TestResume:
         class Killed(BaseException):
             pass
 
-        def stop(trainer: Trainer, bar: Any) -> dict[str, Any]:
+        def stop(trainer: Trainer, *shown: Any) -> None:
             if trainer.state.epoch == 1:
                 raise Killed
-            return epoch(trainer, bar)
+            epoch(trainer, *shown)
 
         epoch = Trainer.epoch
         monkeypatch.setattr(Trainer, "epoch", stop)
@@ -424,7 +424,7 @@ class TestRefused:
         class Killed(BaseException):
             pass
 
-        def stop(trainer: Trainer) -> None:
+        def stop(checkpoint: Checkpoint) -> None:
             raise Killed
 
         def train(epochs: int) -> None:

@@ -203,10 +203,10 @@ class TestTraining:
 
         epoch = Trainer.epoch
 
-        def until_the_second(trainer: Trainer, bar: Any) -> dict[str, Any]:
+        def until_the_second(trainer: Trainer, *shown: Any) -> None:
             if trainer.state.epoch == 1:
                 raise Killed
-            return epoch(trainer, bar)
+            epoch(trainer, *shown)
 
         monkeypatch.setattr(Trainer, "epoch", until_the_second)
         with pytest.raises(Killed):
