@@ -32,6 +32,7 @@ CONFIG: dict[str, Any] = {
     "classes": ["a", "b"],
     "task": "multiclass",
     "attention": "gaze",
+    "parameters": 100,
     "train_studies": 4,
     "cohort": {
         "path": "nowhere",

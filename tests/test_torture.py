@@ -1,4 +1,4 @@
-"""The torture suite in short: a few kills of two commands, full disks where they can be mounted, and its own tools."""
+"""The torture suite in short: a few kills of two commands, and the tools that compare what is left."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_killed_commands_end_as_if_undisturbed(tmp_path: Path) -> None:
-    """Import, training and predictions, a few kills each, and a disk that is full or read-only where one can mount."""
-    options = ["--kills", "6", "--only", "import,train,predict", "--seed", "1", "--jobs", "2", "--no-disks"]
+    """An import and a training, two kills each."""
+    options = ["--kills", "4", "--only", "import,train", "--seed", "1", "--jobs", "2", "--no-disks"]
     page = tmp_path / "page.md"
     page.write_text("<!-- figures -->\n<!-- end of figures -->\n")
     done = subprocess.run(
@@ -45,8 +45,8 @@ def test_killed_commands_end_as_if_undisturbed(tmp_path: Path) -> None:
     all_of_them = page.read_text().splitlines()[-3]
     assert all_of_them.startswith("| all |"), page.read_text()
     kills, chains, equal = (int(all_of_them.split("|")[column]) for column in (3, 7, 8))
-    assert kills >= 6
-    assert chains == equal >= 3
+    assert kills >= 4
+    assert chains == equal >= 2
     assert not list((tmp_path / "work").rglob("*-0-*"))  # folders of chains that came out equal are gone
 
 

@@ -188,6 +188,7 @@ def run_chain(command: Command, inputs: Inputs, folder: Path, reference: Referen
     chain.seconds = time.monotonic() - began
     if not chain.problems:
         shutil.rmtree(folder)
+        folder.with_suffix(".log").unlink()
     return chain
 
 
@@ -213,7 +214,9 @@ class Torture:
 
     def __call__(self, worker: int) -> list[Chain]:
         chains: list[Chain] = []
-        spent = dict.fromkeys(self.references, 0.0)
+        names = list(self.references)
+        first = worker % len(names)  # each begins with another
+        spent = dict.fromkeys([*names[first:], *names[:first]], 0.0)
         while (left := self.kills - sum(chain.kills.total() for chain in chains)) > 0:
             if time.monotonic() > self.until:
                 break

@@ -227,7 +227,7 @@ def test_an_interrupted_resplit_is_refused_until_done_again(path: Path, monkeypa
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr("radgaze.cohort.store.write_json", power_cut)
+        patch.setattr("radgaze.cohort.store.write_sealed", power_cut)
         with pytest.raises(RuntimeError):
             resplit(path, seed=9)
     with pytest.raises(InputError, match="a new split was interrupted"):
@@ -251,9 +251,9 @@ def changed(folder: Path, name: str, change: Callable[[pl.DataFrame], pl.DataFra
     """A cohort whose table ``name`` was changed, as if it had been written so."""
     path = write_cohort(make_raws(folder / "raws"), folder / "out", **options()).path
     change(pl.read_parquet(path / name)).write_parquet(path / name)
-    meta = json.loads((path / "cohort.json").read_text())
+    meta = read_sealed(path / "cohort.json", "a cohort")
     meta["checksums"][name] = sha256(path / name)
-    (path / "cohort.json").write_text(json.dumps(meta))
+    write_sealed(path / "cohort.json", meta)
     return path
 
 
@@ -296,11 +296,11 @@ def test_gaze_and_boxes_that_are_none(tmp_path: Path) -> None:
 )
 def test_a_description_that_no_import_writes(tmp_path: Path, key: str, value: object) -> None:
     path = write_cohort(make_raws(tmp_path / "raws", 2), tmp_path / "out", **options()).path
-    meta = json.loads((path / "cohort.json").read_text())
-    (path / "cohort.json").write_text(json.dumps(meta | {key: value}))
+    meta = read_sealed(path / "cohort.json", "a cohort")
+    write_sealed(path / "cohort.json", meta | {key: value})
     with pytest.raises(InputError, match=f"cohort.json' has {key} = "):
         Cohort.open(path)
     del meta[key]
-    (path / "cohort.json").write_text(json.dumps(meta))
+    write_sealed(path / "cohort.json", meta)
     with pytest.raises(InputError, match=f"cohort.json' lacks '{key}'"):
         Cohort.open(path)

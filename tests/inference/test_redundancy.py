@@ -97,7 +97,8 @@ class TestReport:
         before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
         found = measure_redundancy(run.path, out=tmp_path / "new" / "folder", **QUICK)
         assert found["path"] == str(tmp_path / "new" / "folder" / "redundancy.html")
-        assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {"redundancy.html", "redundancy.json"}
+        written = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+        assert written == {".lock", "redundancy.html", "redundancy.json"}
         assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
     def test_the_gallery_shows_what_the_kernels_show(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from radgaze.errors import InputError
 from radgaze.models import GazeCAM, Network, build, load_weights, parameters, save_weights
-from radgaze.models.narrow_resnet import NarrowResNet, ResidualBlock, read_resnet
+from radgaze.models.narrow_resnet import NarrowResNet, Projection, ResidualBlock, read_resnet
 from tests.models.tester import NetworkTester
 
 ODD: dict[str, Any] = {
@@ -259,3 +259,28 @@ def test_there_are_no_published_weights() -> None:
         GazeCAM("narrow_resnet", options=ODD, weights="hub")
     with pytest.raises(InputError, match="'narrow_resnet'"):
         GazeCAM("narow_resnet", options=ODD)
+
+
+def test_a_projection_is_the_convolution_it_stands_for() -> None:
+    """oneDNN's own spoilt memory here: 7 to 11 channels, channels-last, one thread."""
+    torch.manual_seed(0)
+    ours, theirs = Projection(7, 11, 1, stride=2, bias=False), nn.Conv2d(7, 11, 1, stride=2, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    for size in ((12, 8), (13, 9)):
+        maps = torch.rand(3, 7, *size)
+        mine, other = (maps.clone().requires_grad_() for _ in range(2))
+        channels_last = mine.contiguous(memory_format=torch.channels_last)
+        result, expected = ours.to(memory_format=torch.channels_last)(channels_last), theirs(other)
+        torch.testing.assert_close(result, expected)
+        for out in (result, expected):
+            out.square().sum().backward()
+        torch.testing.assert_close(mine.grad, other.grad)
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+
+def test_no_strided_pointwise_convolution_is_left_to_onednn() -> None:
+    network = NarrowResNet(1, stem=5, stages=[{"width": 7, "blocks": [[5, 5]]}, {"width": 11, "blocks": [[7, 7]]}])
+    pointwise = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    strided = [module for module in pointwise if module.stride != (1, 1)]
+    assert strided
+    assert all(isinstance(module, Projection) for module in strided)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
+from radgaze.files import read_sealed, write_sealed
 from radgaze.inference import evaluate
 from radgaze.models import GazeCAM, build, parameters
 from radgaze.simplification import engine, simplify
@@ -157,7 +158,8 @@ class TestResume:
         (out / "simplification.json").write_text(json.dumps(log))
         # the teacher's scores are in the folder's name: a copy has its own
         for step in (out / "steps").glob("*/config.json"):
-            step.write_text(step.read_text().replace(str(simplified), str(out)))
+            content = json.dumps(read_sealed(step, "a run")).replace(str(simplified), str(out))
+            write_sealed(step, json.loads(content))
         target = parameters(classifier.network()) // 3
         found = simplify(classifier, out, ratio=2.0, target_params=target, resume=True, **QUICK)
         assert found.pop("path") == str(out / "simplification.html")
@@ -173,10 +175,10 @@ class TestResume:
         class Killed(BaseException):
             pass
 
-        def stop(trainer: Trainer, bar: Any) -> dict[str, Any]:
+        def stop(trainer: Trainer, *shown: Any) -> None:
             if trainer.state.epoch == 1:
                 raise Killed
-            return epoch(trainer, bar)
+            epoch(trainer, *shown)
 
         epoch = Trainer.epoch
         monkeypatch.setattr(Trainer, "epoch", stop)
@@ -424,7 +426,7 @@ class TestRefused:
         class Killed(BaseException):
             pass
 
-        def stop(trainer: Trainer) -> None:
+        def stop(checkpoint: Checkpoint) -> None:
             raise Killed
 
         def train(epochs: int) -> None:

@@ -18,6 +18,7 @@ from radgaze.training import Augmentation, Run, fit
 from radgaze.training.config import RunConfig
 from radgaze.training.data import CohortDataset, training_studies
 from radgaze.training.distillation import Teacher
+from radgaze.training.runs import Checkpoint
 from radgaze.training.trainer import Trainer
 from tests.cohorts import blob_cohort, multilabel_cohort
 from tests.training.test_trainer import metrics, same_weights
@@ -202,10 +203,10 @@ class TestTraining:
 
         epoch = Trainer.epoch
 
-        def until_the_second(trainer: Trainer, bar: Any) -> dict[str, Any]:
+        def until_the_second(trainer: Trainer, *shown: Any) -> None:
             if trainer.state.epoch == 1:
                 raise Killed
-            return epoch(trainer, bar)
+            epoch(trainer, *shown)
 
         monkeypatch.setattr(Trainer, "epoch", until_the_second)
         with pytest.raises(Killed):
@@ -289,7 +290,7 @@ class TestRefused:
         self.refused("was trained at 48x32", large, out, distill={"teacher": str(teacher.path)})
 
     def test_an_unfinished_teacher(self, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Trainer, "publish", lambda trainer: None)
+        monkeypatch.setattr(Checkpoint, "publish", lambda checkpoint: None)
         unfinished = fit(cohort, tmp_path / "unfinished", epochs=1, **SMALL)
         monkeypatch.undo()
         self.refused("weights", cohort, tmp_path / "run", distill={"teacher": str(unfinished.path)})

@@ -13,7 +13,8 @@ import pytest
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError
 from radgaze.files import folder_lock, read_sealed
-from radgaze.inference import evaluate, export, load, measure_redundancy, predict
+from radgaze.inference import evaluate, export, load, measure_redundancy
+from radgaze.inference.folder import predict
 from radgaze.training import Run, fit
 from tests.training.test_trainer import SMALL
 

@@ -159,6 +159,23 @@ class NarrowResNet(nn.Module):
         return checked.model_dump()
 
 
+VECTOR = 16  # float32 in 512 bits
+
+
+class Projection(nn.Conv2d):
+    """A 1x1 convolution with a stride; where channels are few, one without, of every stride-th pixel: the same sums.
+
+    oneDNN's strided one (seen in PyTorch 2.14, one thread, channels-last) writes beyond its buffers in the backward
+    pass where channels are fewer than a vector of its processor holds: from 7 to 11 of them ended the process.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if min(self.in_channels, self.out_channels) >= VECTOR:
+            return super().forward(maps)
+        down, across = self.stride
+        return F.conv2d(maps[..., ::down, ::across], self.weight, self.bias)
+
+
 class ResidualBlock(nn.Module):
     """``relu(x' + branch(x))``: a bottleneck of three convolutions or a basic block of two, each with BatchNorm.
 
@@ -184,7 +201,7 @@ class ResidualBlock(nn.Module):
             self.add_module(f"conv{number}", conv)
             self.add_module(f"bn{number}", nn.BatchNorm2d(outs))
         self.downsample = (
-            nn.Sequential(nn.Conv2d(widths[0], widths[-1], 1, stride=stride, bias=False), nn.BatchNorm2d(widths[-1]))
+            nn.Sequential(Projection(widths[0], widths[-1], 1, stride=stride, bias=False), nn.BatchNorm2d(widths[-1]))
             if projection
             else None
         )
@@ -258,4 +275,5 @@ def read_resnet(backbone: nn.Module) -> dict[str, Any] | None:
 def layers(network: nn.Module) -> dict[str, str]:
     """Every layer by name, as torch prints it, but for ReLUs, which are functions here."""
     leaves = {name: module for name, module in network.named_modules() if not any(module.children())}
-    return {name: repr(module) for name, module in leaves.items() if not isinstance(module, nn.ReLU | nn.Identity)}
+    shown = {name: repr(module) for name, module in leaves.items() if not isinstance(module, nn.ReLU | nn.Identity)}
+    return {name: text.replace("Projection(", "Conv2d(") for name, text in shown.items()}

@@ -103,6 +103,12 @@ def _check_numbers(state: TrainingState | Plateau) -> None:
             raise TypeError(f"{one.name} is {value!r:.60}")
 
 
+def _names_the_cohort(checksums: dict[str, str]) -> dict[str, str]:
+    if not {"images.npy", "studies.parquet"} <= checksums.keys():
+        raise ValueError("expected those of images.npy and studies.parquet")
+    return checksums
+
+
 class Pointer(TypedDict):
     """What ``state.json`` must say beside the fields of :class:`TrainingState`."""
 
@@ -116,7 +122,7 @@ class TrainedOn(TypedDict):
     path: str
     name: str
     size: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_fits_memory)]
-    checksums: dict[str, str]
+    checksums: Annotated[dict[str, str], AfterValidator(_names_the_cohort)]
 
 
 class Content(TypedDict):
@@ -370,5 +376,7 @@ class Run:
         Raises:
             InputError: There are no weights, or damaged ones.
         """
-        assert self.digest  # the weights are those that were written
-        return load_weights(build(self.content["network"]), self.path / "weights.safetensors").eval()
+        weights = self.path / "weights.safetensors"
+        if weights.is_file():
+            _ = self.digest  # refuses those that are not the ones that were written
+        return load_weights(build(self.content["network"]), weights).eval()
