@@ -108,8 +108,8 @@ def test_is_timms_network(name: str, channels: list[int], stride: int) -> None:
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(trained(theirs).state_dict())
     output, expected = ours.eval()(images()), theirs(images())
-    assert torch.equal(output.logits, expected.logits)
-    assert torch.equal(output.cams, expected.cams)
+    torch.testing.assert_close(output.logits, expected.logits)  # few channels are summed in another order
+    torch.testing.assert_close(output.cams, expected.cams)
 
 
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 11_170_240), ("resnet50", 23_501_760)])

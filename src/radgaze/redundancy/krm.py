@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from radgaze.errors import InputError, nearest
 from radgaze.models.network import evaluating
 from radgaze.redundancy.capture import After, read_chains, watch
-from radgaze.redundancy.cover import count_distinct, distinct_kernels
+from radgaze.redundancy.cover import check_threshold, count_distinct, distinct_kernels
 from radgaze.redundancy.difference import Difference, find_difference, is_constant, perceived
 
 __all__ = [
@@ -222,6 +222,9 @@ def measure(
             constant, NaN or infinite images; a threshold outside (0, 1); an unknown layer, ``after`` or difference.
     """
     check_images(images)
+    check_threshold("tau", tau)  # not after all images have been looked at
+    for threshold in taus:
+        check_threshold("a value in taus", threshold)
     looking = Looking(model, images[0], layers=layers, after=after, difference=difference)
     sums = {name: MeanDifference(looking.compare) for name in looking.convs}
     shown = Console(stderr=True)  # standard output is for results
