@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Any, Self
 
 from fuzz.choices import Choices, Harness, edited
 from radgaze.inference.server.refusal import Refusal
-from radgaze.inference.server.uploads import LONGEST_NAME, File, read_files
+from radgaze.inference.server.uploads import LONGEST_NAME, File, Pace, read_files
 
 __all__ = ["HARNESSES"]
 
@@ -26,6 +26,22 @@ class Request:
     async def stream(self) -> AsyncIterator[bytes]:
         for chunk in self.chunks:
             yield chunk
+
+
+class Unhurried(Pace):
+    """There is no event loop, and no time in it."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def came(self, size: int) -> None:
+        self.received += size
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        pass
 
 
 def form(choices: Choices) -> bytes:
@@ -70,7 +86,7 @@ def check_uploads(data: bytes) -> None:
     chunks = [body[start : start + step] for start in range(0, len(body), step)]
     request: Any = Request(headers, chunks)
     try:
-        files = result(read_files(request, "image", max_files=MOST_FILES, max_bytes=MOST_BYTES))
+        files = result(read_files(request, "image", Unhurried(), max_files=MOST_FILES, max_bytes=MOST_BYTES))
     except Refusal:
         return
     assert 1 <= len(files) <= MOST_FILES

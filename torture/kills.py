@@ -144,6 +144,7 @@ def make_reference(command: Command, inputs: Inputs, work: Path) -> Reference:
         SystemExit: it failed.
     """
     folder = work / f"{command.name}-reference"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier time
     folder.mkdir(parents=True)
     attempt = Attempt(list(map(str, command.arguments(inputs))), folder)
     attempt.watch()

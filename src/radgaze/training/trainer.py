@@ -124,7 +124,7 @@ def plan_training(cohort: Cohort, method: str, settings: Mapping[str, Any]) -> P
         "task": cohort.task if objective.needs_labels else "none",
         "attention": attention.describe(cohort) if objective.needs_attention else "none",
         "train_studies": len(training_studies(cohort, config)),
-        "inputs": {str(file): sha256(file) for file in inputs(config)},
+        "inputs": {str(file): sha256(file) for file in inputs(config) if file.is_file()},
         "cohort": {
             "path": str(cohort.path),
             "name": cohort.name,
@@ -449,10 +449,10 @@ class Trainer:
         return row
 
     def gradient_norm(self) -> Tensor:
-        """The norm of the whole gradient, before it is clipped."""
+        """A norm of the whole gradient, before it is clipped: the largest number of it, or the one that clips."""
         if self.config.clip is None:
             gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
-            return nn.utils.get_total_norm(gradients)
+            return nn.utils.get_total_norm(gradients, math.inf)  # squares would overflow before the numbers do
         norm = self.fabric.clip_gradients(
             self.wrapped, self.wrapped_optimizer, max_norm=self.config.clip, error_if_nonfinite=False
         )

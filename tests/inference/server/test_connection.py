@@ -285,7 +285,7 @@ def test_an_upload_beyond_the_limit_ends_there(server: Served, way: str) -> None
         "lie": b"Content-Length: 99",
     }
     with server.connect() as connection:
-        connection.sendall(UPLOAD + size + b"\r\n\r\n")
+        connection.sendall(UPLOAD + size[way] + b"\r\n\r\n")
         with suppress(OSError):
             connection.sendall(b"%x\r\n" % (len(PART) + 2_000_000) if way == "chunked" else b"")
             connection.sendall(PART + bytes(2_000_000))

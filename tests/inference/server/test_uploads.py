@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fuzz.uploads import BOUNDARY, Request, result
+from fuzz.uploads import BOUNDARY, Request, Unhurried, result
 from radgaze.inference.server.refusal import Refusal
 from radgaze.inference.server.uploads import read_files
 
@@ -18,5 +18,5 @@ def test_a_content_length_that_is_none(length: str, status: int) -> None:
     headers = {"content-type": f"multipart/form-data; boundary={BOUNDARY}", "content-length": length}
     request: Any = Request(headers, [b""])
     with pytest.raises(Refusal) as refusal:
-        result(read_files(request, "image", max_files=1, max_bytes=600))
+        result(read_files(request, "image", Unhurried(), max_files=1, max_bytes=600))
     assert refusal.value.status == status
