@@ -22,7 +22,7 @@ from radgaze.cohort import Cohort, resplit
 from radgaze.cohort.pixels import read_image, read_mask
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError, RadgazeError
-from radgaze.files import read_json, write_json
+from radgaze.files import read_sealed, write_sealed
 from radgaze.inference import open_model
 from radgaze.models import build
 from radgaze.models.weights import load_encoder_weights
@@ -74,9 +74,9 @@ def test_the_traps_do_go_off(tmp_path: Path) -> None:
 
 def described(folder: Path, name: str) -> None:
     """Let cohort.json vouch for the file, as who wrote the trap would."""
-    meta = read_json(folder / "cohort.json", "a cohort")
+    meta = read_sealed(folder / "cohort.json", "a cohort")
     meta["checksums"][name] = sha256(folder / name)
-    write_json(folder / "cohort.json", meta)
+    write_sealed(folder / "cohort.json", meta)
 
 
 def use_cohort(folder: Path) -> None:
@@ -89,8 +89,8 @@ def use_cohort(folder: Path) -> None:
 
 
 def resume(folder: Path) -> None:
-    state = read_json(folder / "run/state.json", "a state")
-    write_json(folder / "run/state.json", state | {"finished": None})
+    state = read_sealed(folder / "run/state.json", "a state")
+    write_sealed(folder / "run/state.json", state | {"finished": None})
     radgaze.fit(folder / "cohort", folder / "run", "mt-unet", resume=True, progress=False, model={"width": 2}, **RECIPE)
 
 
@@ -176,9 +176,9 @@ def test_a_trap_in_the_place_of_a_file_is_a_sentence(
 def copied(place: Path, folder: Path) -> Path:
     """A copy to spoil, whose run finds its own cohort."""
     shutil.copytree(place, folder / "place")
-    config = read_json(folder / "place/run/config.json", "a run")
+    config = read_sealed(folder / "place/run/config.json", "a run")
     config["cohort"]["path"] = str(folder / "place/cohort")
-    write_json(folder / "place/run/config.json", config)
+    write_sealed(folder / "place/run/config.json", config)
     return folder / "place"
 
 
@@ -323,10 +323,10 @@ def test_a_cohort_names_no_file_but_its_own(place: Path, tmp_path: Path, name: s
     """A copy of it would write that file, wherever it is."""
     here = copied(place, tmp_path)
     (here / "secret.csv").write_text("of somebody else")
-    meta = read_json(here / "cohort/cohort.json", "a cohort")
+    meta = read_sealed(here / "cohort/cohort.json", "a cohort")
     meta["checksums"][name] = "0" * 64
-    write_json(here / "cohort/cohort.json", meta)
-    with pytest.raises(InputError, match="does not describe a cohort"):
+    write_sealed(here / "cohort/cohort.json", meta)
+    with pytest.raises(InputError, match=r"has checksums = .* which no import writes"):
         radgaze.plant_shortcut(here / "cohort", here / "out")
 
 

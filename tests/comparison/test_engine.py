@@ -177,7 +177,7 @@ def test_other_weights_are_measured_anew(comparison: dict[str, Any], out: Path, 
 
 def test_diverging_runs_alone_are_no_comparison(cohort: Cohort, tmp_path: Path) -> None:
     settings = {**SMALL, "learning_rate": 1e30, "epochs": 3}
-    with pytest.raises(RadgazeError, match="No run finished; the first ended with: The (loss|gradient) stopped being"):
+    with pytest.raises(RadgazeError, match=r"No run finished; the first ended with: The (loss|gradient) stopped being"):
         compare(
             cohort, tmp_path, ["mt-unet"], seeds=1, settings=settings, settings_of=NARROW, progress=False
         )  # fmt: skip

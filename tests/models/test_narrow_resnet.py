@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from radgaze.errors import InputError
 from radgaze.models import GazeCAM, Network, build, load_weights, parameters, save_weights
-from radgaze.models.narrow_resnet import NarrowResNet, Projection, ResidualBlock, read_resnet
+from radgaze.models.narrow_resnet import NarrowResNet, ResidualBlock, read_resnet
+from radgaze.models.projection import Projection
 from tests.models.tester import NetworkTester
 
 ODD: dict[str, Any] = {

@@ -12,6 +12,7 @@ from torch import nn
 
 from radgaze.errors import InputError, nearest
 from radgaze.models.narrow_resnet import NarrowResNet
+from radgaze.models.projection import use_projections
 from radgaze.models.weights import load_encoder_weights
 
 __all__ = ["feature_map", "make_backbone"]
@@ -66,6 +67,7 @@ def timm_backbone(
         ) from error
     if weights is not None and not from_hub:
         load_encoder_weights(backbone, Path(weights))
+    use_projections(backbone)
     return backbone
 
 

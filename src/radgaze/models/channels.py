@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from radgaze.errors import InputError, nearest
 from radgaze.models.gaze_cam import CAMHead
-from radgaze.models.narrow_resnet import Projection
 from radgaze.models.network import Network, evaluating
+from radgaze.models.projection import use_projections
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Reader", "set_widths"]
 
@@ -174,9 +174,7 @@ def set_widths(network: Network, widths: Mapping[str, int]) -> None:
         if not 1 <= width <= size:
             raise InputError(f"Group {name!r} cannot have {width} channels: give 1 to {size}.")
         graph.keep(name, np.arange(width))
-    for layer in network.modules():
-        if type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.groups == 1:
-            layer.__class__ = Projection  # the same layer; few channels are what it is for
+    use_projections(network)
 
 
 class CAMHeadPruner(tp.BasePruningFunc):

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from radgaze.errors import InputError
+from radgaze.models.projection import Projection
 
 __all__ = ["NarrowResNet", "ResidualBlock", "Stage", "read_resnet"]
 
@@ -157,23 +158,6 @@ class NarrowResNet(nn.Module):
                 )
             incoming = stage.width
         return checked.model_dump()
-
-
-VECTOR = 16  # float32 in 512 bits
-
-
-class Projection(nn.Conv2d):
-    """A 1x1 convolution with a stride; where channels are few, one without, of every stride-th pixel: the same sums.
-
-    oneDNN's strided one (seen in PyTorch 2.14, one thread, channels-last) writes beyond its buffers in the backward
-    pass where channels are fewer than a vector of its processor holds: from 7 to 11 of them ended the process.
-    """
-
-    def forward(self, maps: Tensor) -> Tensor:
-        if min(self.in_channels, self.out_channels) >= VECTOR:
-            return super().forward(maps)
-        down, across = self.stride
-        return F.conv2d(maps[..., ::down, ::across], self.weight, self.bias)
 
 
 class ResidualBlock(nn.Module):
