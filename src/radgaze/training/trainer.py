@@ -449,10 +449,14 @@ class Trainer:
         return row
 
     def gradient_norm(self) -> Tensor:
-        """A norm of the whole gradient, before it is clipped: the largest number of it, or the one that clips."""
+        """What must be finite for a step to do no harm: the norm that clips, or else the largest square Adam keeps.
+
+        The sum of all squares overflows long before one of them does, as with GG-CAM's released starting values.
+        """
         if self.config.clip is None:
             gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
-            return nn.utils.get_total_norm(gradients, math.inf)  # squares would overflow before the numbers do
+            largest = nn.utils.get_total_norm(gradients, math.inf)
+            return (1 - self.optimizer.param_groups[0]["betas"][1]) * largest * largest
         norm = self.fabric.clip_gradients(
             self.wrapped, self.wrapped_optimizer, max_norm=self.config.clip, error_if_nonfinite=False
         )
