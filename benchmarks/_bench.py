@@ -211,13 +211,18 @@ def digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def run(measure: Callable[[int], list[Row]], rounds: int, doc: str | None) -> None:
-    """The command line of a benchmark: its rows as a table, or as JSON for the suite."""
+def run(
+    measure: Callable[[int], list[Any]],
+    rounds: int,
+    doc: str | None,
+    shown: Callable[[Any], str] = table,
+) -> None:
+    """The command line of a benchmark: its rows (each a :class:`Row` unless ``shown`` says) as a table, or as JSON."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"default {rounds}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     arguments = parser.parse_args()
     started = machine()
     rows = measure(arguments.rounds)
-    print(f"{arguments.rounds} rounds; {started}\n{limits()}\n\n{table(rows)}")
+    print(f"{arguments.rounds} rounds; {started}\n{limits()}\n\n{shown(rows)}")
     write_figures(arguments.json, started, [asdict(row) for row in rows])

@@ -1,6 +1,6 @@
 """What all of MIMIC-CXR (377,110 images) would take, from what one image takes here at full size.
 
-    python benchmarks/whole_data_set.py [--rounds N] [--images N]
+    python benchmarks/whole_data_set.py [--rounds N]
 
 Synthetic radiographs as uncompressed DICOM of about 3056x2544 pixels: imported at 640x512 by one process, then by all
 cores; predicted from their files, pictures and maps left out, by MT-UNet of width 64 in bf16 and by a ResNet shrunk to
@@ -11,19 +11,18 @@ that is slower than the importer is told by the bytes: their number over its rat
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 import torch
 
-from _bench import alternate, digits, limits, machine, markdown, write_figures
+from _bench import alternate, digits, markdown, run
 from inference import SHRUNK, trained
 from radgaze.cohort.phantom import make_phantom
 from radgaze.cohort.sources.egd_cxr import import_egd_cxr
@@ -34,6 +33,7 @@ from radgaze.training import Run
 from training import radgaze_step, random_batch
 
 WHOLE = 377_110
+IMAGES = 24
 BATCH = 2  # studies of a training step
 RATES = {"1 Gbit/s": 117e6, "10 Gbit/s": 1.17e9}  # bytes per second of a network share, without its overhead
 
@@ -59,11 +59,12 @@ def predicting(model: Path, files: list[Path], folder: Path) -> None:
         predict(model, files, out, overlays=False, progress=False)
 
 
-def measure(rounds: int, images: int) -> list[Cost]:
+def measure(rounds: int) -> list[Cost]:
+    torch.manual_seed(0)
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = make_phantom(folder / "data", studies=images, image_size=(3056, 2544), progress=False)
+        data = make_phantom(folder / "data", studies=IMAGES, image_size=(3056, 2544), progress=False)
         files = sorted((data / "mimic-cxr").rglob("*.dcm"))
         models: dict[str, tuple[Path, Run]] = {}
         for title, size, method, model, precision in (
@@ -73,10 +74,10 @@ def measure(rounds: int, images: int) -> list[Cost]:
             cohort = import_egd_cxr(
                 data / "egd-cxr", data / "mimic-cxr", folder / f"{size[0]}", size=size, progress=False
             )
-            run = trained(cohort, folder / method, method, model)
+            made = trained(cohort, folder / method, method, model)
             file = folder / f"{method}.xml"
-            export(run, file, format="openvino", precision=precision, tolerance=1.0, progress=False)
-            models[title] = file, run
+            export(made, file, format="openvino", precision=precision, tolerance=1.0, progress=False)
+            models[title] = file, made
         ways: dict[str, Callable[[], object]] = {
             "import, one process": partial(importing, files, folder, 1),
             f"import, {cores} processes": partial(importing, files, folder, cores),
@@ -87,14 +88,14 @@ def measure(rounds: int, images: int) -> list[Cost]:
         read = sum(file.stat().st_size for file in files) // len(files)
         stored = sum(file.stat().st_size for file in (folder / "cohort").iterdir()) // len(files)
         costs = [Cost(what, value, read, stored if "import" in what else 0) for what, value in seconds.items()]
-        return [*costs, *(trained_step(title, run, rounds) for title, (_, run) in models.items())]
+        return [*costs, *(trained_step(title, made, rounds) for title, (_, made) in models.items())]
 
 
-def trained_step(title: str, run: Run, rounds: int) -> Cost:
+def trained_step(title: str, made: Run, rounds: int) -> Cost:
     """Of an epoch, what one study takes."""
-    network = run.network().train()
-    batch = random_batch(BATCH, run.size, network.attention_size(run.size))
-    times = alternate({"step": partial(radgaze_step(network, run.config.method), batch)}, rounds)["step"]
+    network = made.network().train()
+    batch = random_batch(BATCH, made.size, network.attention_size(made.size))
+    times = alternate({"step": partial(radgaze_step(network, made.config.method), batch)}, rounds)["step"]
     return Cost(f"train, {title.rpartition(',')[0]}, one epoch", statistics.median(times) / BATCH)
 
 
@@ -115,18 +116,5 @@ def table(costs: list[Cost]) -> str:
     return markdown(header, [cells(cost) for cost in costs])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="default 3")
-    parser.add_argument("--images", type=int, default=24, help="default 24")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
-    arguments = parser.parse_args()
-    started = machine()
-    torch.manual_seed(0)
-    costs = measure(arguments.rounds, arguments.images)
-    print(f"{arguments.rounds} rounds; {started}\n{limits()}\n\n{table(costs)}")
-    write_figures(arguments.json, started, [asdict(cost) for cost in costs])
-
-
 if __name__ == "__main__":
-    main()
+    run(measure, 3, __doc__, table)

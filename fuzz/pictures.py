@@ -65,9 +65,14 @@ def picture_of(choices: Choices) -> bytes:
 
 
 def check_picture(data: bytes) -> None:
-    pixels.MAX_PIXELS = MOST_PIXELS
     choices = Choices(data)
-    upload = Upload(picture_of(choices), choices.pick(("image.png", "image", "image.dcm")))
+    check_reading(picture_of(choices), choices.pick(("image.png", "image", "image.dcm")))
+
+
+def check_reading(content: bytes, name: str) -> None:
+    """An image is read as its header says, or refused."""
+    pixels.MAX_PIXELS = MOST_PIXELS
+    upload = Upload(content, name)
     size = None
     with refusals():
         size = image_size(upload)
@@ -77,6 +82,7 @@ def check_picture(data: bytes) -> None:
         assert values.size
         assert values.dtype in (np.uint16, np.float32)
         assert values.min() >= 0
+        assert np.isfinite(values).all()
         assert size == values.shape, f"{size} by the header, {values.shape} when read"
 
 

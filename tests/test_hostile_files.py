@@ -185,27 +185,24 @@ def copied(place: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_are_never_unpickled(forms: dict[str, bytes], tmp_path: Path, name: str) -> None:
     network = build({"name": "mt-unet", "width": 2})
-    for form, content in forms.items():
-        path = tmp_path / name
-        path.write_bytes(content)
-        check(form, path, lambda path: load_encoder_weights(network, path))
+    check_forms(forms, tmp_path / name, lambda path: load_encoder_weights(network, path))
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_are_never_unpickled(forms: dict[str, bytes], tmp_path: Path, name: str) -> None:
-    for form, content in forms.items():
-        path = tmp_path / name
-        path.write_bytes(content)
-        check(form, path, read_image)
-        check(form, path, read_mask)
+    check_forms(forms, tmp_path / name, read_image, read_mask)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_exported_models_are_never_unpickled(forms: dict[str, bytes], tmp_path: Path, name: str) -> None:
+    check_forms(forms, tmp_path / name, open_model)
+
+
+def check_forms(forms: dict[str, bytes], path: Path, *readers: Callable[[Path], Any]) -> None:
     for form, content in forms.items():
-        path = tmp_path / name
         path.write_bytes(content)
-        check(form, path, open_model)
+        for read in readers:
+            check(form, path, read)
 
 
 def check(form: str, path: Path, read: Callable[[Path], Any]) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "PLAN",
     "atomic_path",
     "check_fields",
+    "clear_half_written",
     "folder_lock",
     "make_folder",
     "parse_json",
@@ -37,7 +38,7 @@ __all__ = [
 PLAN = "plan.json"
 """In a folder of work: what it is for. One without is of no use to a later attempt."""
 
-HALF_WRITTEN = (".*.partial", ".tmp??????")
+HALF_WRITTEN = re.compile(r"\..*\.partial|\.tmp.{6}")
 """Names of files that are being written: ours, and those that safetensors gives the file it is about to rename."""
 
 FIXES = {
@@ -231,11 +232,15 @@ def folder_lock(folder: Path, doing: str, patience: float = 0) -> Iterator[None]
                         f"Another process is {doing} {str(folder)!r}; wait until it ends or choose another folder."
                     ) from None
                 time.sleep(0.1)
-        for pattern in HALF_WRITTEN:
-            for partial in folder.rglob(pattern):
-                if partial.is_file():
-                    partial.unlink()
+        clear_half_written(folder)
         yield
+
+
+def clear_half_written(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left in ``folder``, at any depth."""
+    for place, _, names in os.walk(folder):
+        for name in filter(HALF_WRITTEN.fullmatch, names):
+            Path(place, name).unlink(missing_ok=True)
 
 
 def publish(finished: Path, out: Path, partial: Path) -> None:

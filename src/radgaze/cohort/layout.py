@@ -96,12 +96,12 @@ def read_studies(path: Path, meta: Mapping[str, Any]) -> pl.DataFrame:
     masks: Types = dict.fromkeys((f"has_mask_{name}" for name in meta["structures"]), pl.Boolean)
     types: Types = {**_STUDIES, **(labels if meta["task"] == "multilabel" else {}), **masks}
     studies = read_table(path, types, may_be_null={*_MAY_BE_NULL, *labels})
-    positive = ("source_height", "source_width", "grid_dy", "grid_dx")
-    below = {name: least for least, names in ((1e-300, positive), (0, ("image_row", "gaze_start", "gaze_count")))
-             for name in names if studies.height and not studies[name].min() >= least}  # type: ignore[operator]  # fmt: skip
-    if below or not studies.height:
-        what = f"has a {next(iter(below))} below zero" if below else "has no rows"
-        raise InputError(f"{str(path)!r} {what}; {COPY_AGAIN}")
+    if not studies.height:
+        raise InputError(f"{str(path)!r} has no rows; {COPY_AGAIN}")
+    for name in ("source_height", "source_width", "grid_dy", "grid_dx", "image_row", "gaze_start", "gaze_count"):
+        least = 0 if name in ("image_row", "gaze_start", "gaze_count") else 1e-300
+        if not studies[name].min() >= least:  # type: ignore[operator]
+            raise InputError(f"{str(path)!r} has a {name} below zero; {COPY_AGAIN}")
     return studies
 
 

@@ -42,7 +42,7 @@ from safetensors.numpy import save_file
 from radgaze import __version__
 from radgaze.cluster import Cluster, check_engine, cluster_for
 from radgaze.errors import InputError
-from radgaze.files import atomic_path, check_fields, folder_lock, read_json, write_json
+from radgaze.files import atomic_path, check_fields, clear_half_written, folder_lock, read_json, write_json
 from radgaze.inference.card import ModelCard
 from radgaze.inference.engine import TorchEngine
 from radgaze.inference.overlays import draw
@@ -182,7 +182,7 @@ def predict(
             else:
                 _run_on(cluster, predictor, todo, folder, outputs, batch_size, bar)
                 _put_in_order(folder / JOURNAL, sources)
-                _sweep(folder)
+                clear_half_written(folder)  # by nodes that died
         counts = _write_tables(folder, predictor.card)
     return {
         "path": str(folder),
@@ -431,13 +431,6 @@ def _open(folder: Path, settings: Mapping[str, Any], wanted: set[str]) -> set[st
             "again, or choose another --out."
         )
     return _finished(folder / JOURNAL, wanted)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a call, or a node, that was killed while it wrote has left."""
-    for place in (folder, *(folder / name for name in ("overlays", "maps", "dicom"))):
-        for file in place.glob(".*.partial"):
-            file.unlink()
 
 
 def _finished(journal: Path, wanted: set[str]) -> set[str]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from radgaze.cohort import Cohort
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
 from radgaze.files import read_json, write_json
 from radgaze.inference.evaluation import evaluate
+from radgaze.models.weights import read_tensors
 from radgaze.training.environment import differences
 from radgaze.training.processes import is_first_process
 from radgaze.training.runs import Run
@@ -109,7 +109,7 @@ def repeated_settings(run: Run) -> dict[str, Any]:
 
 
 def own_cohort(run: Run, given: Cohort | Path | str | None) -> Cohort:
-    """The run's cohort, every file of it read and compared with its checksum."""
+    """The run's cohort; that its files are what it says is for :func:`fit` to find."""
     cohort = run.cohort(given)
     for name, before in run.content["cohort"]["checksums"].items():
         if cohort.meta["checksums"].get(name) != before:
@@ -117,7 +117,6 @@ def own_cohort(run: Run, given: Cohort | Path | str | None) -> Cohort:
                 f"Cohort {cohort.name!r} in {str(cohort.path)!r} is not the one of the run: its {name} differs; give "
                 "the run's cohort with --cohort."
             )
-    cohort.check()
     return cohort
 
 
@@ -151,7 +150,7 @@ def compare_epochs(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[st
 
 
 def compare_weights(before: Path, now: Path) -> dict[str, Any]:
-    ours, theirs = load_file(before), load_file(now)
+    ours, theirs = read_tensors(before), read_tensors(now)
     if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
         return {"identical": False, "largest": None}  # not even the same network
     differing = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
@@ -171,11 +170,7 @@ def compare_reports(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
 
 def figures_that_differ(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     found = differences(before, now)
-    return {name: pair for name, pair in found.items() if name not in OF_THE_CLOCK and not both_nan(*pair)}
-
-
-def both_nan(*pair: Any) -> bool:
-    return all(isinstance(value, float) and math.isnan(value) for value in pair)
+    return {name: pair for name, pair in found.items() if name not in OF_THE_CLOCK}
 
 
 def distance(one: Any, other: Any) -> float:

@@ -170,16 +170,15 @@ class Batches:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         return order
 
-    def __len__(self) -> int:
-        share = self.batch_size * self.world if self.shuffle else self.batch_size
-        return math.ceil(len(self.shared()) / share)
-
-    def shared(self) -> NDArray[np.int64]:
-        """What the process cuts into batches: when shuffling the whole epoch, else its own share of it."""
-        return self.order() if self.shuffle else self.order()[self.rank :: self.world]
+    def __len__(self) -> int:  # asked for at every step, so nothing is shuffled for it
+        if self.shuffle:
+            return math.ceil(self.count / (self.batch_size * self.world))
+        return math.ceil(len(range(self.rank, self.count, self.world)) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in np.array_split(self.shared(), max(1, len(self))):
+        # when shuffling, the batches of all processes together, else those of the process's own share
+        shared = self.order() if self.shuffle else self.order()[self.rank :: self.world]
+        for batch in np.array_split(shared, max(1, len(self))):
             if self.shuffle:
                 own = batch[self.rank :: self.world]
                 batch = own if len(own) else batch[:1]

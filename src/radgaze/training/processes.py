@@ -122,15 +122,15 @@ SYNCED: dict[type[nn.Module], type[nn.BatchNorm2d]] = {
 }
 
 
-def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
-    """Let the batch normalisations of ``module`` see the batches of all processes. Names and weights stay.
+def synchronise_norms(module: nn.Module, device: torch.device) -> None:
+    """Let the batch normalisations of ``module`` see the batches of all processes, in place.
 
     Raises:
         InputError: On a processor, a kind of batch normalisation that is not known here.
     """
     if device.type != "cpu":
-        converted: nn.Module = convert_sync_batchnorm(module)
-        return converted
+        convert_sync_batchnorm(module)
+        return
     for name, norm in module.named_modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             if type(norm) not in SYNCED:
@@ -139,7 +139,6 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
                     "processes on a CPU; train with one device and one node."
                 )
             norm.__class__ = SYNCED[type(norm)]  # the same module, with its weights, hooks and place
-    return module
 
 
 def synced_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:

@@ -124,7 +124,6 @@ def plan_training(cohort: Cohort, method: str, settings: Mapping[str, Any]) -> P
         "task": cohort.task if objective.needs_labels else "none",
         "attention": attention.describe(cohort) if objective.needs_attention else "none",
         "train_studies": len(training_studies(cohort, config)),
-        "inputs": {str(file): sha256(file) for file in inputs(config) if file.is_file()},
         "cohort": {
             "path": str(cohort.path),
             "name": cohort.name,
@@ -150,6 +149,7 @@ def build_network(plan: Plan, cohort: Cohort) -> Network:
     network.attention_size(cohort.size)
     if plan.config.initial_weights is not None:
         load_weights(network, Path(plan.config.initial_weights))
+    plan.content["inputs"] = {str(file): sha256(file) for file in inputs(plan.config)}
     plan.content["network"] = network.config
     plan.content["parameters"] = parameters(network)
     return network

@@ -35,7 +35,6 @@ from radgaze.cohort.study import Box
 from radgaze.errors import InputError, RadgazeError, nearest
 from radgaze.files import PLAN, folder_lock, publish, write_sealed
 from radgaze.gaze import Frame, Gaze, Grid
-from radgaze.gaze.grid import FITS
 
 __all__ = ["RawStudy", "write_cohort"]
 
@@ -135,7 +134,8 @@ def write_cohort(
     """
     out = Path(out)
     structures, classes, class_structures = list(structures), list(classes), dict(class_structures or {})
-    _check_arguments(size, fit, canvas, task, classes, structures, class_structures, gaze_kind, split)
+    _check_arguments(size, task, classes, structures, class_structures, gaze_kind, split)
+    frame = Frame(size, fit, canvas)
     _check_studies(raws, task, classes, structures, split)
     check_engine(engine, address)
     if split == "image":
@@ -149,7 +149,6 @@ def write_cohort(
     with folder_lock(partial, "importing into"):
         _check_target(out, overwrite)  # again: another import may have finished it since
         pictures, picture_of = _pictures(raws, structures)
-        frame = Frame(size, fit, canvas)
         arrays = Arrays(partial, pictures, frame, structures)
         arrays.prepare()
         with cluster_for(engine, address, partial) as cluster:
@@ -257,8 +256,6 @@ def _clear_spent(partial: Path) -> None:
 
 def _check_arguments(
     size: tuple[int, int],
-    fit: str,
-    canvas: tuple[int, int] | None,
     task: str,
     classes: Sequence[str],
     structures: Sequence[str],
@@ -268,13 +265,9 @@ def _check_arguments(
 ) -> None:
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"size is {size}; expected (height, width), whole numbers above zero, for example 640x512.")
-    for what, value, options in (("fit", fit, FITS), ("task", task, TASKS), ("split", split, SPLITS_BY)):
+    for what, value, options in (("task", task, TASKS), ("split", split, SPLITS_BY)):
         if value not in options:
             raise InputError(f"{what} is {value!r}; {nearest(value, options)}.")
-    if (fit == "canvas") != (canvas is not None):
-        raise InputError(
-            f"fit is {fit!r} and canvas is {canvas}; a canvas (height, width) goes with fit='canvas' only."
-        )
     if gaze_kind not in (None, "samples", "fixations"):
         raise InputError(f"gaze_kind is {gaze_kind!r}; expected 'samples', 'fixations' or None.")
     for what, names in (("classes", classes), ("structures", structures)):
