@@ -1,8 +1,8 @@
 """Runs every command of radgaze, and its server, over a folder of inputs: ``python -m tests.every_command``.
 
-In the working folder ``in`` holds images.csv, gaze.csv, boxes.csv, the folders good, damaged and pictures, and a table
-for each file of damaged; everything that is written goes to ``out``. Logging and warnings are at their loudest, and
-``out/codes.json`` tells how each command ended.
+In the working folder ``in`` holds images.csv, gaze.csv, boxes.csv, the folders good, damaged and pictures, a table for
+each file of damaged, and trees in the layouts of EGD-CXR and REFLACX; all that is written goes to ``out``. Logging
+and warnings are at their loudest, and ``out/codes.json`` tells how each command ended.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ COMMANDS = {
     "predict, onnx": "predict out/model.onnx in/good/000.dcm --out out/by-onnx",
     "predict, openvino": "predict out/model.xml in/good/000.dcm --out out/by-openvino",
     "predict, torch-export": "predict out/model.pt2 in/good/000.dcm --out out/by-torch",
+    "import, EGD-CXR": (
+        "import egd-cxr in/egd-cxr/egd-cxr/1.0.0 --images in/egd-cxr/mimic-cxr --workers 1 --out out/egd-cxr"
+    ),
+    "import, REFLACX": (
+        "import reflacx in/reflacx/reflacx --images in/reflacx/mimic-cxr --workers 1 --out out/reflacx"
+    ),
     "import, some damaged": "import tables in/damaged.csv --workers 2 --out out/damaged-cohort",
 }
 

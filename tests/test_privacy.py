@@ -25,6 +25,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 import radgaze
+from radgaze.cohort import Cohort
+from radgaze.cohort.phantom import make_phantom
 from tests.cohorts import SOURCE_SIZE, write_tables
 from tests.inference.predictors import radiograph
 from tests.planted import PLANTED, UID, finds, plant, texts
@@ -139,6 +141,13 @@ def write_inputs(folder: Path) -> None:
     whole = [[f"w{index}", f"good/{index:03d}.dcm"] for index in range(6)]
     write_csv(folder / "damaged.csv", ["study_id", "image"], [*whole, *([x.stem, f"damaged/{x.name}"] for x in files)])
 
+    for layout in ("egd-cxr", "reflacx"):
+        make_phantom(folder / layout, studies=4, layout=layout, image_size=(160, 132), workers=1, progress=False)
+        files = sorted((folder / layout / "mimic-cxr").rglob("*.dcm"))
+        for number, file in enumerate(files, 60):
+            plant(file, number, nested=False)
+        files[0].write_bytes(files[0].read_bytes()[:-400])
+
     image, info, exif = Image.open(folder / "000.png"), PngInfo(), Image.Exif()
     info.add_text("PatientName", "PLANT in a text")
     info.add_text("Comment", "PLANT in a packed text", zip=True)
@@ -178,6 +187,10 @@ def test_every_command_did_its_work(place: Path) -> None:
     assert 500 not in codes["serve"]
     assert codes["serve"].count(400) > damaged / 2
     assert codes["failures"] > damaged / 2
+    for layout in ("egd-cxr", "reflacx"):
+        cohort = Cohort.open(place / "out" / layout)
+        assert len(cohort) >= 3
+        assert [len(entry["reason"]) > 10 for entry in cohort.meta["left_out"]] != []
     objects = (place / "out/objects/dicom").glob("000-*")
     assert sorted(path.name[-6:] for path in objects) == ["pm.dcm", "sc.dcm", "sr.dcm"]
 

@@ -16,7 +16,7 @@ from radgaze.cohort import Box, Cohort, resplit
 from radgaze.cohort.sources.engine import write_cohort
 from radgaze.cohort.store import sha256
 from radgaze.errors import InputError
-from radgaze.files import read_sealed, write_sealed
+from radgaze.files import folder_lock, read_sealed, write_sealed
 from tests.cohort.pictures import make_raws, options
 
 
@@ -233,6 +233,14 @@ def test_an_interrupted_resplit_is_refused_until_done_again(path: Path, monkeypa
     with pytest.raises(InputError, match="a new split was interrupted"):
         Cohort.open(path)
     resplit(path, seed=9).check()
+
+
+def test_two_processes_do_not_split_one_cohort(path: Path) -> None:
+    before = (path / "studies.parquet").read_bytes()
+    with folder_lock(path, "splitting"), pytest.raises(InputError, match=r"Another process is splitting .*cohort"):
+        resplit(path, seed=3)
+    assert (path / "studies.parquet").read_bytes() == before
+    resplit(path, seed=3).check()
 
 
 def test_resplit_of_several_labels(tmp_path: Path) -> None:

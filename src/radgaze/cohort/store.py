@@ -33,7 +33,7 @@ from radgaze.cohort.splits import (
 )
 from radgaze.cohort.study import Box, Study
 from radgaze.errors import InputError, nearest
-from radgaze.files import atomic_path, read_sealed, write_sealed
+from radgaze.files import atomic_path, folder_lock, read_sealed, write_sealed
 from radgaze.gaze import Frame, Gaze, Grid
 
 __all__ = ["FORMAT", "TASKS", "Cohort", "resplit", "sha256"]
@@ -335,31 +335,33 @@ def resplit(
     Killed half-way, the cohort is refused by :meth:`Cohort.open` until it is split again.
 
     Raises:
-        InputError: there is no cohort, or the arguments are no split.
+        InputError: there is no cohort, the arguments are no split, or another process splits it.
+        StorageError: the disk is full, read-only or broken.
     """
     path = Path(path)
     if by not in ("patient", "image"):
         raise InputError(f"by is {by!r}; {nearest(by, ('patient', 'image'))}.")
     if not (path / "cohort.json").is_file():
         raise InputError(_why_not_a_cohort(path))
-    meta = _read_description(path)
-    # Not Cohort.open: this is the way out of a split that it refuses.
-    cohort = Cohort(path, meta, read_studies(path / "studies.parquet", meta))
-    if "shortcut" in meta:
-        raise InputError(
-            f"The shortcut planted in {str(path)!r} belongs to its split (test images are marked otherwise); "
-            "split the cohort it was made from, and plant the shortcut again."
-        )
-    if by == "patient":
-        splits = split_by_patient(cohort.studies["patient_id"].to_list(), cohort.strata, fractions, seed)
-    else:
-        splits = split_by_image([str(row) for row in cohort.studies["image_row"]], cohort.strata, fractions, seed)
-    with atomic_path(path / "studies.parquet") as partial:
-        cohort.studies.with_columns(pl.Series("split", splits)).write_parquet(partial)
-        checksum = sha256(partial)
-    meta |= {"split_by": by, "fractions": list(fractions), "seed": seed}
-    meta["checksums"]["studies.parquet"] = checksum
-    write_sealed(path / "cohort.json", meta)
+    with folder_lock(path, "splitting"):
+        meta = _read_description(path)
+        # Not Cohort.open: this is the way out of a split that it refuses.
+        cohort = Cohort(path, meta, read_studies(path / "studies.parquet", meta))
+        if "shortcut" in meta:
+            raise InputError(
+                f"The shortcut planted in {str(path)!r} belongs to its split (test images are marked otherwise); "
+                "split the cohort it was made from, and plant the shortcut again."
+            )
+        if by == "patient":
+            splits = split_by_patient(cohort.studies["patient_id"].to_list(), cohort.strata, fractions, seed)
+        else:
+            splits = split_by_image([str(row) for row in cohort.studies["image_row"]], cohort.strata, fractions, seed)
+        with atomic_path(path / "studies.parquet") as partial:
+            cohort.studies.with_columns(pl.Series("split", splits)).write_parquet(partial)
+            checksum = sha256(partial)
+        meta |= {"split_by": by, "fractions": list(fractions), "seed": seed}
+        meta["checksums"]["studies.parquet"] = checksum
+        write_sealed(path / "cohort.json", meta)
     return Cohort.open(path)
 
 

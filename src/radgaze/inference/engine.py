@@ -18,6 +18,7 @@ from radgaze.errors import InputError
 from radgaze.files import parse_json
 from radgaze.inference import pt2
 from radgaze.inference.card import ModelCard
+from radgaze.inference.seals import is_sealed
 from radgaze.models import Network, Output
 
 __all__ = [
@@ -77,7 +78,7 @@ class OnnxEngine:
         threads: How many it computes with; all cores by default.
 
     Raises:
-        InputError: onnxruntime is not installed; the file is missing, damaged, or has no model card.
+        InputError: onnxruntime is not installed; the file is missing, changed since, or has no model card.
     """
 
     name = "onnx"
@@ -87,12 +88,13 @@ class OnnxEngine:
         options = runtime.SessionOptions()
         options.log_severity_level = 4  # what is wrong with a file is said in our sentence
         options.intra_op_num_threads = checked_threads(threads) or 0
+        sealed = is_sealed(exists(file))
         try:
-            self.session = runtime.InferenceSession(exists(file), options, providers=["CPUExecutionProvider"])
+            self.session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's own errors share no class
             raise damaged(file, error) from error
         metadata = self.session.get_modelmeta().custom_metadata_map
-        self.card = read_card(metadata.get(KEY), file)
+        self.card = read_card(metadata.get(KEY), file, sealed)
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, images: Tensor) -> Output:
@@ -108,7 +110,7 @@ class OpenVINOEngine:
         threads: How many it computes with; all cores by default.
 
     Raises:
-        InputError: openvino is not installed; the file is missing, damaged, or has no model card; or it is a file in
+        InputError: openvino is not installed; the file is missing, changed since, or has no model card; or it is in
             bf16 and this processor does not compute in bf16.
     """
 
@@ -117,7 +119,8 @@ class OpenVINOEngine:
     def __init__(self, file: Path | str, threads: int | None = None) -> None:
         openvino = require("openvino", self.name)
         core = openvino.Core()
-        with Path(exists(file)).open("rb") as content:
+        sealed = is_sealed(exists(file))
+        with Path(file).open("rb") as content:
             if content.read(5) != b"<?xml":  # else OpenVINO tries what it knows of other frameworks' files on it
                 raise damaged(file, ValueError("it is no XML"))
         try:
@@ -125,7 +128,7 @@ class OpenVINOEngine:
         except RuntimeError as error:
             raise damaged(file, error) from error
         stored = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
-        self.card = read_card(stored, file)
+        self.card = read_card(stored, file, sealed)
         self.precision = self.card.facts.get("exported", {}).get("precision", "fp32")
         if self.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise InputError(
@@ -158,7 +161,7 @@ class ExportedEngine:
         threads: Of PyTorch, for the whole process.
 
     Raises:
-        InputError: The file is missing, damaged, holds what radgaze does not write, or has no model card.
+        InputError: The file is missing, changed since, holds what radgaze does not write, or has no model card.
     """
 
     name = "torch-export"
@@ -166,8 +169,9 @@ class ExportedEngine:
     def __init__(self, file: Path | str, threads: int | None = None) -> None:
         if checked_threads(threads):
             torch.set_num_threads(threads)  # type: ignore[arg-type]  # not None
-        self.program, self.outputs, card = pt2.read(Path(exists(file)))
-        self.card = read_card(card, file)
+        sealed = is_sealed(exists(file))
+        self.program, self.outputs, card = pt2.read(Path(file))
+        self.card = read_card(card, file, sealed)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Output:
@@ -235,10 +239,10 @@ def checked_threads(threads: int | None) -> int | None:
     return threads
 
 
-def exists(file: Path | str) -> str:
+def exists(file: Path | str) -> Path:
     if not Path(file).is_file():
         raise InputError(f"There is no model {str(file)!r}; check the path, or export a run to it.")
-    return str(file)
+    return Path(file)
 
 
 def damaged(file: Path | str, error: Exception) -> InputError:
@@ -246,7 +250,7 @@ def damaged(file: Path | str, error: Exception) -> InputError:
     return InputError(f"{str(file)!r} cannot be opened as a model ({reason[-1][:200]}); export the run again.")
 
 
-def read_card(text: str | None, file: Path | str) -> ModelCard:
+def read_card(text: str | None, file: Path | str, sealed: bool) -> ModelCard:
     if not text:
         raise InputError(
             f"{str(file)!r} has no model card in it, so it is no model that radgaze exported; export the run again."
@@ -255,4 +259,10 @@ def read_card(text: str | None, file: Path | str) -> ModelCard:
         content = parse_json(text)
     except ValueError as error:
         raise InputError(f"The model card in {str(file)!r} is damaged ({error}); export the run again.") from error
-    return ModelCard.from_json(content)
+    card = ModelCard.from_json(content)
+    if not sealed:
+        raise InputError(
+            f"{str(file)!r} has no checksum at its end, so it was changed by another program, or exported before there "
+            "were checksums; export the run again."
+        )
+    return card

@@ -34,6 +34,7 @@ from radgaze.inference.card import ModelCard
 from radgaze.inference.engine import IMAGE, KEY, SUFFIXES, Engine, TorchEngine, open_model, require
 from radgaze.inference.evaluation import attention_target
 from radgaze.inference.predict import probabilities
+from radgaze.inference.seals import seal
 from radgaze.measures import classification, saliency
 from radgaze.models import Network
 from radgaze.redundancy import probe_studies
@@ -291,6 +292,7 @@ def save(model: Any, card: ModelCard, format: str, precision: str, file: Path) -
         model.set_rt_info(text, [KEY])
         # 16 bits hold all that bf16 computes with, and halve the file
         require("openvino", "The export").save_model(model, file, compress_to_fp16=precision == "bf16")
+    seal(file)
 
 
 def quantised(model: Any, run: Run, cohort: Cohort, progress: bool) -> Any:

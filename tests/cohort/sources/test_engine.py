@@ -332,6 +332,39 @@ def test_a_crashing_decoder_costs_one_study(tmp_path: Path, monkeypatch: pytest.
     assert len(cohort) == 11
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_takes_no_row_ends_the_import_and_costs_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Its space is reserved: only a quota, a copy on write or a network does this. Here, the workers are told so."""
+    raws, full = make_raws(tmp_path / "data"), tmp_path / "full"
+    full.touch()
+    hook = f"""
+        import errno, os
+        opened = os.fdopen
+        class Full:
+            def __init__(self, file): self.file = file
+            def __getattr__(self, name): return getattr(self.file, name)
+            def flush(self):
+                if os.path.exists({str(full)!r}):
+                    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+                self.file.flush()
+        os.fdopen = lambda number, mode, **rest: (Full if mode == "rb+" else lambda file: file)(
+            opened(number, mode, **rest)
+        )
+        """
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(hook))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if workers == 1:
+        monkeypatch.setattr(os, "fdopen", os.fdopen)  # puts it back afterwards
+        exec(textwrap.dedent(hook), {})
+    with pytest.raises(StorageError, match=r"images.npy' cannot be written \(.*quota.*free some of your quota"):
+        write_cohort(raws, tmp_path / "out", **options(workers=workers))
+    assert not (tmp_path / "out").exists()
+    full.unlink()
+    assert len(write_cohort(raws, tmp_path / "out", **options(workers=workers))) == len(raws)
+
+
 # ---- images of several studies
 
 

@@ -36,7 +36,7 @@ import rich.progress
 
 from radgaze.cluster import Cluster, import_environment
 from radgaze.cohort.sources.worker import IMAGES, MASKS, PixelWorker, row_checksum
-from radgaze.errors import InputError
+from radgaze.errors import InputError, StorageError
 from radgaze.files import PLAN, write_json
 from radgaze.gaze import Frame
 
@@ -104,6 +104,7 @@ class Arrays:
 
         Raises:
             InputError: ``strict``, and a picture could not be read.
+            StorageError: the disk does not take a row.
         """
         sizes = self._finished_rows()
         failures: dict[int, str] = {}
@@ -114,6 +115,8 @@ class Arrays:
             task = bar.add_task("Reading images", total=len(self.pictures), completed=len(sizes))
 
             def enter(row: int, answer: _Answer) -> None:
+                if "storage" in answer:
+                    raise StorageError(answer["storage"])
                 if "error" in answer:
                     if strict:
                         raise InputError(f"Study {self.pictures[row].study_id!r}: {answer['error']}")

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from radgaze.cohort.pixels import UNKNOWN, read_image, read_mask, resample, resample_mask, unite_masks
-from radgaze.errors import InputError
+from radgaze.errors import InputError, StorageError
+from radgaze.files import storing
 
 __all__ = ["IMAGES", "MASKS", "PixelWorker", "row_checksum"]
 
@@ -44,11 +45,15 @@ class PixelWorker:
         self.masks = _Rows(folder / MASKS, shared) if (folder / MASKS).exists() else None
 
     def answer(self, do: str, **message: Any) -> dict[str, Any]:
-        """Do what a message asks; a file that cannot be used is an answer too: ``{"error": sentence}``."""
+        """Do what a message asks. What cannot be done is an answer too: ``{"error": sentence}`` for a file that cannot
+        be used, ``{"storage": sentence}`` for a disk that does not take the row.
+        """
         try:
             return self.read(**message) if do == "read" else self.place(**message)
         except InputError as error:
             return {"error": str(error)}
+        except StorageError as error:
+            return {"storage": str(error)}
 
     def read(self, image: str, masks: list[list[str]]) -> dict[str, Any]:
         """Read the image and its masks (a list of files for each structure, empty where there is none)."""
@@ -85,15 +90,18 @@ class _Rows:
         self.row_shape, self.dtype = array.shape[1:], array.dtype
         self.row_bytes = array.nbytes // len(array)
         self.start = path.stat().st_size - array.nbytes
+        self.path = path
         # On a network's file system, a row must be there for all before it is said to be, and no more than the row may
         # be written: without O_DSYNC a client may fill up the page with what it believes another's row to be.
         self.file = os.fdopen(os.open(path, os.O_RDWR | (os.O_DSYNC if shared else 0)), "rb+")
 
     def write(self, row: int, values: npt.NDArray[Any]) -> None:
         assert (values.shape, values.dtype) == (self.row_shape, self.dtype)
-        self.file.seek(self.start + row * self.row_bytes)
-        self.file.write(values.tobytes())
-        self.file.flush()
+        # Its space is reserved, but a file system that copies on write, a quota or a network can refuse it even so.
+        with storing(self.path):
+            self.file.seek(self.start + row * self.row_bytes)
+            self.file.write(values.tobytes())
+            self.file.flush()
 
 
 def row_checksum(image: npt.NDArray[Any], masks: npt.NDArray[Any] | None) -> int:
