@@ -13,8 +13,9 @@ help:  ## Show this list
 demo: $(STAMP)  ## Synthetic chest X-rays and gaze -> import -> MT-UNet -> report, in a few minutes
 	$(BIN)/radgaze demo --out demo $(DEMO)
 
-test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest $(TEST)
+# One thread each: processes that share cores and have several threads wait for each other.
+test: $(STAMP)  ## Run the tests, on up to four cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(TEST)
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .

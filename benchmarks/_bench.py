@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from radgaze.training.config import RunConfig
+from radgaze.training.trainer import auto_precision
+
 Way = Callable[[], object]
 
 
@@ -132,6 +135,18 @@ def conv_rate(dtype: torch.dtype = torch.float32) -> float:
         return operations / best(lambda: functional.conv2d(images, weights, padding=1))
 
 
+def fast_types() -> dict[str, torch.dtype]:
+    """fp32, and bf16 where the processor computes in it: emulated, it is a thousand times slower."""
+    bf16 = auto_precision(RunConfig(accelerator="cpu")) == "bf16"
+    return {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if bf16 else {})
+
+
+def conv_floor(operations: float) -> Floor:
+    """The time of so many operations at the rate of a convolution, in the type that is fastest."""
+    rate, name = max((conv_rate(dtype), name) for name, dtype in fast_types().items())
+    return Floor(operations / rate, f"arithmetic in {name}")
+
+
 def best(way: Way, rounds: int = 5) -> float:
     """Seconds of the fastest call: a rate's limit is what it reaches when nothing is in the way."""
     return min(alternate({"": way}, rounds)[""])
@@ -144,7 +159,7 @@ def bytes_floor(*tensors: Tensor, passes: float = 1) -> Floor:
 
 
 def machine() -> str:
-    """One line: processor, cores, threads, versions, load."""
+    """One line: processor, its vectors, cores, threads, versions, load."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -152,18 +167,20 @@ def machine() -> str:
         model = lines[0].split(":", 1)[1].strip() if lines else model
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return (
-        f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, "
+        f"{model}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} torch threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}{load}"
     )
 
 
 def limits() -> str:
     """One line: what was measured of the machine."""
-    return (
-        f"memory {bandwidth() / 1e9:.0f} GB/s; matrix product {gemm_rate() / 1e9:,.0f} GFLOP/s in fp32, "
-        f"{gemm_rate(torch.bfloat16) / 1e9:,.0f} in bf16; 3x3 convolution {conv_rate() / 1e9:,.0f} GFLOP/s in fp32, "
-        f"{conv_rate(torch.bfloat16) / 1e9:,.0f} in bf16"
-    )
+
+    def rates(measure: Callable[[torch.dtype], float]) -> str:
+        found = [f"{measure(dtype) / 1e9:,.0f} GFLOP/s in {name}" for name, dtype in fast_types().items()]
+        return ", ".join(found)
+
+    return f"memory {bandwidth() / 1e9:.0f} GB/s; matrix product {rates(gemm_rate)}; 3x3 convolution {rates(conv_rate)}"
 
 
 def peak_mb() -> float:

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from _bench import Floor, Row, Way, alternate, conv_rate, row, run
+from _bench import Floor, Row, Way, alternate, conv_floor, row, run
 from radgaze.cohort import Cohort
 from radgaze.cohort.phantom import make_phantom
 from radgaze.cohort.sources.egd_cxr import import_egd_cxr
 from radgaze.inference import export
-from radgaze.inference.engine import Engine, open_model
+from radgaze.inference.engine import Engine, open_model, require
 from radgaze.models.size import macs
 from radgaze.training import Run, fit
 
@@ -71,6 +71,12 @@ def exported(run: Run, precision: str) -> tuple[Engine, str]:
     return open_model(file)[1], f"{apart:.0e}"
 
 
+def precisions() -> list[str]:
+    """Those that this processor computes in."""
+    native = require("openvino", "This benchmark").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ["fp32", *(precision for precision in TARGETS if precision != "bf16" or "BF16" in native)]
+
+
 class Case:
     """A network, its exports, and one image."""
 
@@ -79,7 +85,7 @@ class Case:
         self.shape = f"{run.size[0]}x{run.size[1]}"
         self.parameters, self.floor = run.content["parameters"], floor
         self.repeats = REPEATS if floor.seconds < LONG else 1
-        exports = {precision: exported(run, precision) for precision in ("fp32", *TARGETS)}
+        exports = {precision: exported(run, precision) for precision in precisions()}
         self.engines = {precision: engine for precision, (engine, _) in exports.items()}
         self.apart = {precision: apart for precision, (_, apart) in exports.items()}
 
@@ -110,10 +116,7 @@ def measure(rounds: int) -> list[Row]:
             "shrunk ResNet": trained(small, folder / "shrunk", "gg-cam", SHRUNK),
         }
         # counted before any export: nncf wraps torch's operators, which are then counted several times
-        floors = {
-            title: Floor(2 * macs(run.network(), run.size) / conv_rate(torch.bfloat16), "arithmetic in bf16")
-            for title, run in runs.items()
-        }
+        floors = {title: conv_floor(2 * macs(run.network(), run.size)) for title, run in runs.items()}
         cases = {title: Case(run, floors[title]) for title, run in runs.items()}
         ways = {way: call for title, case in cases.items() for way, call in case.ways(title).items()}
         turns = alternate(ways, rounds)

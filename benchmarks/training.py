@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from _bench import Floor, Row, alternate, conv_rate, row, run
+from _bench import Row, alternate, conv_floor, row, run
 from radgaze.cohort import Cohort
 from radgaze.cohort.phantom import make_phantom
 from radgaze.cohort.sources.egd_cxr import import_egd_cxr
@@ -137,7 +137,7 @@ def measure(rounds: int) -> list[Row]:
         for name, (network, method, size, count, target) in networks.items():
             torch.manual_seed(0)
             batch = random_batch(count, size, network.attention_size(size))
-            needed = Floor(operations(network, batch) / conv_rate(torch.bfloat16), "arithmetic")
+            needed = conv_floor(operations(network, batch))
             small = MTUNet(3, 1, width=16) if method == "mt-unet" else network
             check = loss_check(small, method, cohort)
             ways = {

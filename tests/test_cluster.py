@@ -274,6 +274,7 @@ def predictions(run: Run, images: Path, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
+@LONG
 def test_a_prediction_that_loses_a_node_is_the_local_one(
     two: TwoNodes, run: Run, images: Path, predictions: Path, tmp_path: Path
 ) -> None:
@@ -284,7 +285,7 @@ def test_a_prediction_that_loses_a_node_is_the_local_one(
     assert names == [str(path) for path in sorted(images.iterdir())]
 
 
-@pytest.mark.parametrize("first", [None, "ray"])
+@pytest.mark.parametrize("first", [pytest.param(None, marks=LONG), "ray"])
 def test_ray_goes_on_where_it_was_stopped_and_so_does_a_call_without(
     two: TwoNodes, run: Run, images: Path, predictions: Path, tmp_path: Path, first: str | None
 ) -> None:
