@@ -1009,13 +1009,16 @@ def readable(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+BRACKETS = "in brackets: 95 % interval over patients"
+
+
 def print_report(report: Mapping[str, Any]) -> None:
     from radgaze.report.glossary import LOCATED
 
     title = f"{report['title']} — {report['split']} split, attention: {report['attention']}"
     saliency = report.get("saliency") or {"model": {}}
     baselines = [name for name in saliency if name != "model"]
-    table = Table("measure", "model", *baselines, title=title)
+    table = Table("measure", "model", *baselines, title=title, caption=BRACKETS)
     classes = report.get("classification") or {}
     for key, label in {"auc_macro": "AUC, macro", "accuracy": "accuracy", "ece": "calibration error"}.items():
         if key in classes:
@@ -1026,7 +1029,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     named = LOCATED | {"uniform": "uniform"}
     maps = {label: located[name]["overall"] for name, label in named.items() if name in located}
     if any(maps.values()):
-        table = Table("localisation", *maps, title="Where the true class's maps lie")
+        table = Table("localisation", *maps, title="Where the true class's maps lie", caption=BRACKETS)
         add_measures(table, list(maps.values()))
         tables.print(table)
     if "path" in report:
