@@ -4,7 +4,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,16 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 
 @pytest.fixture(scope="module")
-def alone(uneven: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    out = tmp_path_factory.mktemp("alone") / "run"
-    return fit(uneven, out, "gg-cam", batch_size=8, progress=False, **SETTINGS)
+def alone(uneven: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """The run of one process, in a precision."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    @cache
+    def train(precision: str) -> Run:
+        settings = SETTINGS | {"precision": precision}
+        return fit(uneven, folder / precision, "gg-cam", batch_size=8, progress=False, **settings)
+
+    return train
 
 
 def free_port() -> str:
@@ -63,21 +71,10 @@ def free_port() -> str:
         return str(taken.getsockname()[1])
 
 
-def train(launcher: str, cohort: Cohort, out: Path) -> list[subprocess.CompletedProcess[str]]:
+def train(launcher: str, precision: str, cohort: Cohort, out: Path) -> list[subprocess.CompletedProcess[str]]:
     """Two processes that train together, each with half the batch."""
     arguments = ["train", "gg-cam", str(cohort.path), "--out", str(out), "--batch-size", "4", "--quiet"]
-    arguments += [
-        "--backbone",
-        "test_efficientnet",
-        "--sigma",
-        "6",
-        "--lr",
-        "3e-3",
-        "--precision",
-        "fp32",
-        "--epochs",
-        "3",
-    ]
+    arguments += f"--backbone test_efficientnet --sigma 6 --lr 3e-3 --precision {precision} --epochs 3".split()
     arguments += ["--set", "accelerator=cpu"]
     ours, port = {**os.environ, "OMP_NUM_THREADS": "1"}, free_port()
     python = [sys.executable, "-m"]
@@ -116,20 +113,30 @@ def finished(commands: Any) -> list[subprocess.CompletedProcess[str]]:
     return [subprocess.CompletedProcess(p.args, p.returncode, *out) for p, out in zip(started, told, strict=True)]
 
 
-@pytest.mark.parametrize("launcher", ["lightning", "torchrun, two nodes", "slurm"])
+@pytest.mark.parametrize(
+    ("launcher", "precision"), [("lightning", "fp32"), ("torchrun, two nodes", "fp32"), ("slurm", "bf16")]
+)
 def test_two_processes_equal_one_with_twice_the_batch(
-    launcher: str, uneven: Cohort, alone: Run, tmp_path: Path
+    launcher: str, precision: str, uneven: Cohort, alone: Callable[[str], Run], tmp_path: Path
 ) -> None:
-    done = train(launcher, uneven, tmp_path / "run")
+    done = train(launcher, precision, uneven, tmp_path / "run")
     assert [process.returncode for process in done] == [0] * len(done), done[0].stderr + done[-1].stderr
     assert sum(process.stdout.count("Ended: epochs") for process in done) == 1  # one of the two speaks
-    together = Run.open(tmp_path / "run")
-    assert together.state.best_epoch == alone.state.best_epoch
-    for ours, theirs in zip(together.history, alone.history, strict=True):
+    together, single = Run.open(tmp_path / "run"), alone(precision)
+    for ours, theirs in zip(together.history, single.history, strict=True):
         for key, value in theirs.items():
-            if isinstance(value, float) and key != "seconds":
-                tolerance = 2e-3 if key == "val_cc" else 1e-5  # maps of six pixels may be nearly flat
-                assert ours[key] == pytest.approx(value, rel=tolerance), key
+            if not isinstance(value, float) or key == "seconds":
+                continue
+            tolerance = 1e-5
+            if precision == "bf16":  # three digits; what depends on an order of scores or on nearly flat maps has fewer
+                if key.startswith("val_") and "loss" not in key:
+                    continue
+                tolerance = 1e-2
+            elif key == "val_cc":
+                tolerance = 2e-3  # maps of six pixels may be nearly flat
+            assert ours[key] == pytest.approx(value, rel=tolerance), key
+    if precision == "fp32":
+        assert together.state.best_epoch == single.state.best_epoch
     report = evaluate(together, split="val", resamples=20, grad_cam=False, progress=False)
     best = together.history[together.state.best_epoch - 1]
     assert report["classification"]["auc_macro"]["value"] == pytest.approx(best["val_auc_macro"], abs=1e-6)
