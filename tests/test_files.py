@@ -10,7 +10,17 @@ import pytest
 from safetensors import SafetensorError
 
 from radgaze.errors import InputError, StorageError
-from radgaze.files import atomic_path, folder_lock, publish, read_json, read_sealed, storing, write_json, write_sealed
+from radgaze.files import (
+    atomic_path,
+    folder_lock,
+    is_used,
+    publish,
+    read_json,
+    read_sealed,
+    storing,
+    write_json,
+    write_sealed,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -187,3 +197,16 @@ def test_json_that_cannot_be_read_is_one_sentence(tmp_path: Path, text: str, say
         read_json(tmp_path / "a.json", "a test")
     with pytest.raises(InputError, match="cannot be read"):
         read_json(tmp_path, "a test")
+
+
+def test_what_killed_processes_leave_is_no_use_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert not is_used(folder)
+    folder.mkdir()
+    for name in (".lock", ".state.json.0123456789ab.partial", ".tmpAb1_xy"):
+        (folder / name).touch()
+        assert not is_used(folder)
+    (folder / ".hidden").touch()
+    assert is_used(folder)
+    with pytest.raises(InputError, match=r"hidden' is a file, expected a folder"):
+        is_used(folder / ".hidden")

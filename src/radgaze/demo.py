@@ -8,7 +8,7 @@ from typing import Any
 from radgaze.cohort.phantom import make_phantom
 from radgaze.cohort.sources.egd_cxr import import_egd_cxr
 from radgaze.errors import InputError
-from radgaze.files import write_json
+from radgaze.files import is_used, read_json, write_json
 from radgaze.inference import evaluate
 from radgaze.training import fit
 
@@ -60,10 +60,8 @@ def run_demo(
 
 
 def check_folder(out: Path, settings: dict[str, int]) -> None:
-    from radgaze.files import read_json
-
     marker = out / "demo.json"
-    if not out.exists() or not any(out.iterdir()):
+    if not is_used(out):
         write_json(marker, settings)
     elif not marker.exists():
         raise InputError(f"{str(out)!r} holds something else than a demo; choose another folder with --out.")

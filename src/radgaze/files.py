@@ -24,6 +24,7 @@ __all__ = [
     "check_fields",
     "clear_half_written",
     "folder_lock",
+    "is_used",
     "make_folder",
     "parse_json",
     "publish",
@@ -234,6 +235,19 @@ def folder_lock(folder: Path, doing: str, patience: float = 0) -> Iterator[None]
                 time.sleep(0.1)
         clear_half_written(folder)
         yield
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a folder is there and holds more than a lock and what killed processes have left half-written.
+
+    Raises:
+        InputError: It is a file.
+    """
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is a file, expected a folder; choose another folder.")
+    return any(file.name != ".lock" and not HALF_WRITTEN.fullmatch(file.name) for file in folder.iterdir())
 
 
 def clear_half_written(folder: Path) -> None:

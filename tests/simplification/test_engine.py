@@ -20,7 +20,7 @@ from radgaze.files import read_sealed, write_sealed
 from radgaze.inference import evaluate
 from radgaze.models import GazeCAM, build, parameters
 from radgaze.simplification import engine, simplify
-from radgaze.simplification.engine import validation_auc
+from radgaze.simplification.engine import check_folder, validation_auc
 from radgaze.training import Run, fit
 from radgaze.training.runs import Checkpoint
 from radgaze.training.trainer import Trainer
@@ -412,6 +412,12 @@ class TestRefused:
         self.refused("is not empty and holds no simplification", classifier, classifier.path)
         assert (tmp_path / "file").read_text() == "mine"
         self.refused("not a run", tmp_path, tmp_path / "out")
+
+    def test_a_folder_that_was_killed_before_its_first_file_is_free(self, tmp_path: Path) -> None:
+        for name in (".lock", ".simplification.json.4e55ba7b22a9.partial"):
+            (tmp_path / name).touch()
+        check_folder(tmp_path, {}, resume=False)
+        check_folder(tmp_path, {}, resume=True)
 
     def test_a_folder_that_was_refused_is_not_taken(self, classifier: Run, tmp_path: Path) -> None:
         self.refused("ask for fewer", classifier, tmp_path / "out", images=13)

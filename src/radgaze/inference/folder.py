@@ -42,7 +42,7 @@ from safetensors.numpy import save_file
 from radgaze import __version__
 from radgaze.cluster import Cluster, check_engine, cluster_for
 from radgaze.errors import InputError
-from radgaze.files import atomic_path, check_fields, clear_half_written, folder_lock, read_json, write_json
+from radgaze.files import atomic_path, check_fields, clear_half_written, folder_lock, is_used, read_json, write_json
 from radgaze.inference.card import ModelCard
 from radgaze.inference.engine import TorchEngine
 from radgaze.inference.overlays import draw
@@ -170,7 +170,7 @@ def predict(
         "dicom": list(outputs.dicom),
         "model": predictor.card.to_json(),
     }
-    if not resume and _is_used(folder):
+    if not resume and is_used(folder):
         raise InputError(f"{str(folder)!r} is not empty; choose another --out, or go on in it with --resume.")
     with folder_lock(folder, "predicting into"):
         finished = _open(folder, settings, {source.name for source in sources})
@@ -405,21 +405,9 @@ def _check(card: ModelCard, outputs: Outputs, dicom: Sequence[str]) -> None:
             raise InputError(f"{asked} has nothing to write: the network ({card.method}) {what}; leave it away.")
 
 
-def _is_used(folder: Path) -> bool:
-    if not folder.exists():
-        return False
-    if not folder.is_dir():
-        raise InputError(f"{str(folder)!r} is a file; --out is a folder.")
-    return any(not _is_left_over(file.name) for file in folder.iterdir())
-
-
-def _is_left_over(name: str) -> bool:
-    return name == ".lock" or (name.startswith(".") and name.endswith(".partial"))
-
-
 def _open(folder: Path, settings: Mapping[str, Any], wanted: set[str]) -> set[str]:
     """Make a new folder, or take up one that an earlier call left; returns the names of images that are done."""
-    if not _is_used(folder):
+    if not is_used(folder):
         write_json(folder / SETTINGS, settings)
         return set()
     earlier = read_json(folder / SETTINGS, "a folder of predictions")

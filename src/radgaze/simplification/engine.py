@@ -27,7 +27,7 @@ from torch import Tensor
 from radgaze import __version__
 from radgaze.cohort import Cohort
 from radgaze.errors import InputError, nearest
-from radgaze.files import folder_lock, read_json, write_json
+from radgaze.files import folder_lock, is_used, read_json, write_json
 from radgaze.models import Network, macs, parameters, save_weights
 from radgaze.models.channels import ChannelGraph
 from radgaze.redundancy.cover import check_threshold
@@ -402,7 +402,7 @@ def check_folder(out: Path, arguments: Mapping[str, Any], resume: bool) -> None:
     """Refuse to write over anything, and to go on with other arguments."""
     log = out / "simplification.json"
     if not log.exists():
-        if out.exists() and any(out.iterdir()):
+        if is_used(out):
             raise InputError(f"{str(out)!r} is not empty and holds no simplification; choose another folder.")
         return
     if not resume:

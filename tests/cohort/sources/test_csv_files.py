@@ -66,6 +66,12 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
         read_header(tmp_path)
 
 
+def test_a_null_byte_in_a_sheet_is_damage(tmp_path: Path) -> None:
+    """Fields become the names of folders, and no file's name has one."""
+    with pytest.raises(InputError, match=r"a.csv' is damaged \(line 3 has a null byte\); copy it"):
+        read_rows(write(tmp_path / "a.csv", "id,note\n1,one\n2\0,two\n"), ["id"])
+
+
 @pytest.mark.parametrize("rows", ["1,2\n1,2,3\n", "1,2\n1\n", '1,2\n1,"2\n3,4\n', "1," + 200_000 * "a" + "\n"])
 def test_a_ragged_sheet_is_damaged(tmp_path: Path, rows: str) -> None:
     with pytest.raises(InputError, match="is damaged"):

@@ -68,6 +68,8 @@ def read_rows(path: Path, required: Sequence[str]) -> list[dict[str, str | None]
                     continue
                 if len(fields) != len(header):
                     raise csv.Error(f"line {reader.line_num} ends a row of {len(fields)} fields, not {len(header)}")
+                if "\0" in "".join(fields):  # of which no file can be named
+                    raise csv.Error(f"line {reader.line_num} has a null byte")
                 rows.append({name: field.strip() or None for name, field in zip(header, fields, strict=True)})
     except (OSError, csv.Error) as error:
         raise InputError(f"{str(path)!r} is damaged ({error}); copy it from the data set again.") from error
