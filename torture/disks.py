@@ -94,7 +94,7 @@ def try_disk(
     first.watch()
     if first.exit_code == 0:
         return None
-    told = one_sentence(first)
+    told, printed = one_sentence(first), first.printed()  # into a file that the second attempt writes anew
     unharmed = is_whole(folder)
     subprocess.run(["mount", "-o", f"remount,rw,size={ENOUGH}", str(folder)], check=True)
     started = (folder / OUT).exists()
@@ -102,7 +102,7 @@ def try_disk(
     second.watch()
     differing = difference(contents(folder), reference.made)
     problems = [
-        *([] if told else [f"ended with {first.exit_code}: {first.printed()}"]),
+        *([] if told else [f"ended with {first.exit_code}: {printed}"]),
         *([] if unharmed else ["left something half-written"]),
         *([f"with space, ended with {second.exit_code}: {second.told()}"] if second.exit_code else []),
         *(f"with space, {name} differs" for name in differing),
