@@ -1,4 +1,8 @@
-from radgaze.errors import InputError, nearest
+import pickle
+
+import pytest
+
+from radgaze.errors import InputError, RadgazeError, StorageError, nearest
 
 
 def test_nearest_offers_close_names() -> None:
@@ -15,3 +19,12 @@ def test_input_error_is_a_value_error() -> None:
 
 def test_nearest_stays_on_one_line() -> None:
     assert nearest("zzz", ["a\nb"]) == r"choose one of 'a\nb'"
+
+
+@pytest.mark.parametrize("kind", [RadgazeError, InputError, StorageError])
+def test_an_error_is_one_line_whatever_it_quotes(kind: type[RadgazeError]) -> None:
+    error = kind("the file  'a b' says\nthis\r\nand\u2028that")
+    assert str(error) == "the file  'a b' says this and that"
+    travelled = pickle.loads(pickle.dumps(error))  # as Ray sends it from one process to another
+    assert (type(travelled), str(travelled)) == (kind, str(error))
+    assert str(kind()) == ""

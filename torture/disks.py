@@ -112,9 +112,9 @@ def try_disk(
 
 
 def one_sentence(attempt: Attempt) -> bool:
-    """Whether the command ended on purpose and said one thing."""
+    """Whether the command ended on purpose and said one thing: of itself, or of one of the runs it compares."""
     lines = attempt.printed().splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
+    errors = [line for line in lines if line.startswith(("error: ", "failed: "))]
     return attempt.exit_code in (1, 2) and len(errors) == 1 and "Traceback" not in attempt.printed()
 
 

@@ -9,7 +9,10 @@ __all__ = ["InputError", "RadgazeError", "StorageError", "nearest"]
 
 
 class RadgazeError(Exception):
-    """Base of every error radgaze raises on purpose."""
+    """Base of every error radgaze raises on purpose. It is one line, whatever the file or library says that is quoted."""
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(" ".join(sentence.splitlines()))
 
 
 class InputError(RadgazeError, ValueError):

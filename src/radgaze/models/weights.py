@@ -22,8 +22,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        reason = " ".join(str(error).split())  # it quotes the file, line breaks and all
-        raise InputError(f"The weights file {str(path)!r} is damaged ({reason}); restore it or train again.") from error
+        raise InputError(f"The weights file {str(path)!r} is damaged ({error}); restore it or train again.") from error
 
 
 def load_encoder_weights(encoder: nn.Module, path: Path) -> None:

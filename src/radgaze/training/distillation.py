@@ -86,9 +86,8 @@ class Teacher:
                     return False
                 self.known = content.get_tensor("scores")
         except SafetensorError as error:
-            reason = " ".join(str(error).split())
             raise InputError(
-                f"The teacher's scores in {str(self.file)!r} are damaged ({reason}); remove the file, they are computed "
+                f"The teacher's scores in {str(self.file)!r} are damaged ({error}); remove the file, they are computed "
                 "anew."
             ) from error
         return not bool(self.known.isnan().any())

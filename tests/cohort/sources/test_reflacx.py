@@ -339,6 +339,8 @@ def test_a_reading_without_its_gaze_file_is_left_out_once_the_engine_asks(tree: 
         ("subject_id", "", "subject_id is empty"),
         ("eye_tracking_data_discarded", "", "eye_tracking_data_discarded is None"),
         ("id", "", "id is empty"),
+        ("id", "../main_data", "id is '../main_data'; expected the name of a folder"),
+        ("id", "a" * 256, f"id is '{'a' * 40}'; expected the name of a folder"),
     ],
 )
 def test_a_row_that_says_nonsense_leaves_its_reading_out(tree: Tree, column: str, value: Any, message: str) -> None:

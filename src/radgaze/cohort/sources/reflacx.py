@@ -47,6 +47,7 @@ _SHEET_COLUMNS = (
     "image_size_y",
 )
 _FREE_TEXT = "Other"  # findings without a column of their own, joined by |
+_LONGEST_NAME = 255  # bytes of a folder's, on the file systems there are
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _POSITION = ("x_position", "y_position")
 _PX_PER_DEGREE = ("angular_resolution_x_pixels_per_degree", "angular_resolution_y_pixels_per_degree")
@@ -177,6 +178,8 @@ class _Reading:
 
     def study(self, main: Path, gaze_folder: Path, kind: str, files: MimicImages, counts: Counter[str]) -> RawStudy:
         name = self._text("id")
+        if "/" in name or name in (".", "..") or len(name.encode()) > _LONGEST_NAME:
+            raise InputError(f"its id is {name[:40]!r}; expected the name of a folder, for example 'P102R558314'")
         discarded = _required_flag(self.row["eye_tracking_data_discarded"], "eye_tracking_data_discarded")
         trial = re.fullmatch(r"P[12](\d\d)R\d+", name)
         raw = RawStudy(
