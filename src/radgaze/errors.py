@@ -9,7 +9,7 @@ __all__ = ["InputError", "RadgazeError", "StorageError", "nearest"]
 
 
 class RadgazeError(Exception):
-    """Base of every error radgaze raises on purpose. It is one line, whatever the file or library says that it cites."""
+    """Base of every error radgaze raises on purpose: one line, whatever the file or library says that it quotes."""
 
     def __init__(self, sentence: str = "") -> None:
         super().__init__(" ".join(sentence.splitlines()))
