@@ -37,15 +37,13 @@ from tests import pieces
 from tests.cohort.pictures import make_raws, options, write_image
 from tests.cohort.sources.test_engine import files_of, spy_on_reading
 from tests.inference.predictors import blob, formula_predictor
+from tests.long import LONG
 
 ray = pytest.importorskip("ray", reason='the package ray is not installed; pip install "radgaze[ray]"')
 nodes_of_ray = pytest.importorskip("ray.cluster_utils", reason="this Ray cannot start a cluster for tests")
 
 ROOT = Path(__file__).resolve().parents[1]
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_log_monitor": False}
-
-
-LONG = pytest.mark.skipif("RADGAZE_LONG" not in os.environ, reason="takes long; RADGAZE_LONG=1 runs it too")
 
 
 class TwoNodes:

@@ -61,11 +61,16 @@ def test_bytes_decide() -> None:
     assert any(edited(b"content", Choices(bytes([1, 0, kind, 3, 65, 66, 67]))) != b"content" for kind in range(6))
 
 
+class Torn(InputError):
+    def __str__(self) -> str:
+        return "one\ntwo"
+
+
 def test_a_fault_is_seen() -> None:
     with pytest.raises(KeyError), refusals():
         raise KeyError("a")
     with pytest.raises(AssertionError, match="several lines"), refusals():
-        raise InputError("one\ntwo")
+        raise Torn
     with refusals():
         raise InputError("one sentence.")
 

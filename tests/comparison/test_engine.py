@@ -25,6 +25,7 @@ from radgaze.comparison import compare, engine
 from radgaze.errors import InputError, RadgazeError
 from radgaze.training import Run, fit
 from tests.cohorts import multilabel_cohort
+from tests.long import LONG
 
 SMALL: dict[str, Any] = {"sigma": 6.0, "precision": "fp32", "epochs": 1}
 NARROW: dict[str, Any] = {"mt-unet": {"model": {"width": 2}}}
@@ -205,6 +206,7 @@ def test_multilabel_cohort_on_validation(tmp_path: Path) -> None:
         assert arm["runs"][0]["values"]["auc:top"] == pytest.approx(expected)
 
 
+@LONG
 def test_a_comparison_survives_being_stopped_and_killed(cohort: Cohort, tmp_path: Path) -> None:
     """SIGTERM, then SIGKILL, in the middle: no process is left, no epoch is lost, and the same call finishes."""
     call = (

@@ -22,6 +22,7 @@ from radgaze.inference import evaluate
 from radgaze.training import Run, RunConfig, fit
 from radgaze.training.processes import check_launcher, is_first_process, synchronise_norms
 from tests.cohorts import blob_cohort, write_tables
+from tests.long import LONG
 
 SETTINGS: dict[str, Any] = {
     "model": {"backbone": "test_efficientnet"},  # without dropout, which each process would draw for itself
@@ -114,7 +115,8 @@ def finished(commands: Any) -> list[subprocess.CompletedProcess[str]]:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "precision"), [("lightning", "fp32"), ("torchrun, two nodes", "fp32"), ("slurm", "bf16")]
+    ("launcher", "precision"),
+    [("lightning", "fp32"), pytest.param("torchrun, two nodes", "fp32", marks=LONG), ("slurm", "bf16")],
 )
 def test_two_processes_equal_one_with_twice_the_batch(
     launcher: str, precision: str, uneven: Cohort, alone: Callable[[str], Run], tmp_path: Path
