@@ -190,7 +190,7 @@ def test_every_command_did_its_work(place: Path) -> None:
     for layout in ("egd-cxr", "reflacx"):
         cohort = Cohort.open(place / "out" / layout)
         assert len(cohort) >= 3
-        assert [len(entry["reason"]) > 10 for entry in cohort.meta["left_out"]] != []
+        assert cohort.meta["left_out"], "the image that was cut short came in"
     objects = (place / "out/objects/dicom").glob("000-*")
     assert sorted(path.name[-6:] for path in objects) == ["pm.dcm", "sc.dcm", "sr.dcm"]
 

@@ -8,7 +8,6 @@ ONNX model's metadata, as a comment in XML, as the comment of a .pt2, which is a
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from radgaze.errors import InputError
@@ -68,7 +67,7 @@ def _digest(file: Path, length: int) -> bytes:
     digest = hashlib.sha256()
     parts = [(file, length)]
     if file.suffix == ".xml" and (weights := file.with_suffix(".bin")).is_file():
-        parts.append((weights, os.stat(weights).st_size))
+        parts.append((weights, weights.stat().st_size))
     for part, left in parts:
         with part.open("rb") as content:
             while left and (chunk := content.read(min(CHUNK, left))):
