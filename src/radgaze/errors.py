@@ -12,7 +12,7 @@ class RadgazeError(Exception):
     """Base of every error radgaze raises on purpose: one line, whatever the file or library says that it quotes."""
 
     def __init__(self, sentence: str = "") -> None:
-        super().__init__(" ".join(sentence.splitlines()))
+        super().__init__(" ".join(line.strip() for line in sentence.splitlines()))
 
 
 class InputError(RadgazeError, ValueError):

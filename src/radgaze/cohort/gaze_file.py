@@ -180,8 +180,7 @@ class GazeFile:
             return columns
 
     def _damaged(self, error: Exception) -> InputError:
-        told = " ".join(str(error).split())  # Arrow tells a damaged page on several lines
-        return InputError(f"{str(self.path)!r} is damaged ({told}); {COPY_AGAIN}")
+        return InputError(f"{str(self.path)!r} is damaged ({error}); {COPY_AGAIN}")
 
 
 def _writer(path: Path, schema: pa.Schema) -> Any:

@@ -244,8 +244,7 @@ class Cohort:
         try:
             array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # .npy alone: no archive, no pickle
         except Exception as error:  # NumPy parses the header as Python, and raises whatever that raises
-            reason = " ".join(str(error).split())
-            raise InputError(f"{str(path)!r} is damaged ({reason}); {COPY_AGAIN}") from error
+            raise InputError(f"{str(path)!r} is damaged ({error}); {COPY_AGAIN}") from error
         if array.dtype != dtype or array.shape != shape:
             raise InputError(f"{str(path)!r} holds {array.dtype} {array.shape}; expected {dtype} {shape}: {COPY_AGAIN}")
         return array

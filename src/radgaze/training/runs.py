@@ -87,8 +87,7 @@ class TrainingState:
                 raise TypeError("history is no list of epochs")
             return found
         except (KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"The state of a run is damaged ({reason}); train it again, or copy it again.") from error
+            raise InputError(f"The state of a run is damaged ({error}); train it again, or copy it again.") from error
 
 
 def _check_numbers(state: TrainingState | Plateau) -> None:
